@@ -1,0 +1,374 @@
+"""What was asked: the entries below ``/etc/cryptback/drives.d``.
+
+One file an entry, ``NAME.toml``.  An entry that is not as it must be is a ConfigError that
+names the file, the key, what was found and what is wanted; it disables that entry alone.
+The language is described in cryptback-drives(5); the duration and size words are those of
+``cryptbackd.text``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NewType
+
+import attrs
+from cattrs import (
+    BaseValidationError,
+    ClassValidationError,
+    Converter,
+    ForbiddenExtraKeysError,
+    IterableValidationError,
+)
+from cattrs.gen import make_dict_structure_fn
+
+from . import paths
+from .errors import ConfigError, UnknownDrive
+from .model import NAME
+from .text import parse_duration, printable
+
+Duration = NewType("Duration", int)
+"""Seconds, written as ``30min``, ``1h``, ``14d``."""
+Share = NewType("Share", float)
+"""A fraction, written as ``5%``."""
+AbsolutePath = NewType("AbsolutePath", str)
+FileName = NewType("FileName", str)
+"""A path below the root of the drive."""
+Pattern = NewType("Pattern", str)
+Count = NewType("Count", int)
+Uuid = NewType("Uuid", str)
+User = NewType("User", str)
+
+
+@attrs.frozen
+class Backup:
+    """``[backup]``: what is copied."""
+
+    include: tuple[AbsolutePath, ...] = ()
+    include_from: tuple[AbsolutePath, ...] = ()
+    exclude: tuple[Pattern, ...] = ()
+    cross_filesystems: bool = False
+
+
+@attrs.frozen
+class Keep:
+    """``[keep]``: how many versions stay."""
+
+    last: Count = Count(0)
+    hourly: Count = Count(0)
+    daily: Count = Count(0)
+    weekly: Count = Count(0)
+    monthly: Count = Count(0)
+    yearly: Count = Count(0)
+
+
+@attrs.frozen
+class When:
+    """``[when]``: how often."""
+
+    at_most: Duration | None = None
+    repeat: Duration | None = None
+    remind: Duration | None = None
+
+
+@attrs.frozen
+class Verify:
+    """``[verify]``: how much is read back."""
+
+    sample: Share = Share(0.0)
+    full_every: Count = Count(20)
+
+
+@attrs.frozen
+class After:
+    """``[after]``: what happens when all is done."""
+
+    power_off: bool = False
+
+
+@attrs.frozen
+class Entry:
+    """One enrolled drive.  ``container`` None: the partition itself is LUKS."""
+
+    uuid: Uuid
+    container: FileName | None = None
+    owner: User | None = None
+    backup: Backup = attrs.field(factory=Backup)
+    keep: Keep = attrs.field(factory=Keep)
+    when: When = attrs.field(factory=When)
+    verify: Verify = attrs.field(factory=Verify)
+    after: After = attrs.field(factory=After)
+
+
+class _Wanted(ValueError):
+    """A value that is not what is wanted there."""
+
+    def __init__(self, found: object, wanted: str) -> None:
+        super().__init__(wanted)
+        self.found = found
+        self.wanted = wanted
+
+
+def _found(value: object) -> str:
+    if isinstance(value, str | bool | int | float):
+        return printable(json.dumps(value, ensure_ascii=False), 60)
+    if isinstance(value, dict):
+        return "a table"
+    return "a list" if isinstance(value, list) else f"a {type(value).__name__}"
+
+
+def _text(wanted: str, good: Callable[[str], bool]) -> Callable[[object, object], str]:
+    def structure(value: object, _type: object) -> str:
+        if not isinstance(value, str) or "\0" in value or not good(value):
+            raise _Wanted(value, wanted)
+        return value
+
+    return structure
+
+
+def _is_absolute(path: str) -> bool:
+    return path.startswith("/") and ".." not in path.split("/") and path.isprintable()
+
+
+def _is_beneath(path: str) -> bool:
+    parts = path.split("/")
+    return path.isprintable() and all(part not in ("", ".", "..") for part in parts)
+
+
+def _boolean(value: object, _type: object) -> bool:
+    if not isinstance(value, bool):
+        raise _Wanted(value, "true or false")
+    return value
+
+
+def _count(value: object, _type: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 1_000_000:
+        raise _Wanted(value, "a whole number from 0 on")
+    return value
+
+
+def _duration(value: object, _type: object) -> int:
+    try:
+        return parse_duration(value if isinstance(value, str) else "")
+    except ValueError:
+        raise _Wanted(value, 'a time such as "30min", "1h" or "14d"') from None
+
+
+def _optional_duration(value: object, type_: object) -> int | None:
+    return _duration(value, type_)
+
+
+def _share(value: object, _type: object) -> float:
+    number = value[:-1] if isinstance(value, str) and value.endswith("%") else ""
+    try:
+        share = float(number) / 100
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise _Wanted(value, 'a percentage such as "1%"')
+    return share
+
+
+def _converter() -> Converter:
+    converter = Converter(forbid_extra_keys=True, detailed_validation=True)
+    texts: dict[Any, Callable[[object, object], str]] = {
+        Uuid: _text(
+            "the filesystem UUID that `lsblk -f` shows",
+            lambda s: 0 < len(s) <= 64 and all(c.isalnum() or c == "-" for c in s),
+        ),
+        AbsolutePath: _text('an absolute path without ".."', _is_absolute),
+        FileName: _text('a file name on the drive, without ".."', _is_beneath),
+        Pattern: _text("an rsync pattern in one line", lambda s: s != "" and "\n" not in s),
+        User: _text("a user's name", lambda s: s != "" and s.isprintable() and " " not in s),
+    }
+    for type_, hook in texts.items():
+        converter.register_structure_hook(type_, hook)
+    converter.register_structure_hook(FileName | None, texts[FileName])
+    converter.register_structure_hook(User | None, texts[User])
+    converter.register_structure_hook(bool, _boolean)
+    converter.register_structure_hook(Count, _count)
+    converter.register_structure_hook(Duration, _duration)
+    converter.register_structure_hook(Duration | None, _optional_duration)
+    converter.register_structure_hook(Share, _share)
+    for type_ in (AbsolutePath, Pattern):
+        converter.register_structure_hook(tuple[type_, ...], _list_of(texts[type_]))
+    for cls in (Backup, Keep, When, Verify, After, Entry):
+        plain = make_dict_structure_fn(
+            cls, converter, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=True
+        )
+        converter.register_structure_hook(cls, _table(plain))
+    return converter
+
+
+def _table(plain: Callable[[Any, Any], Any]) -> Callable[[object, object], Any]:
+    def structure(value: object, type_: object) -> Any:
+        if not isinstance(value, dict):
+            raise _Wanted(value, "a table")
+        return plain(value, type_)
+
+    return structure
+
+
+def _list_of(
+    hook: Callable[[object, object], str],
+) -> Callable[[object, object], tuple[str, ...]]:
+    def structure(value: object, type_: object) -> tuple[str, ...]:
+        if not isinstance(value, list):
+            raise _Wanted(value, "a list")
+        return tuple(hook(item, type_) for item in value)
+
+    return structure
+
+
+_CONVERTER = _converter()
+
+
+def _first_fault(error: BaseException, path: str) -> tuple[str, str]:
+    """The key path and the sentence of the first thing that is wrong below *error*."""
+    if isinstance(error, ClassValidationError | IterableValidationError):
+        inner = error.exceptions[0]
+        notes = getattr(inner, "__notes__", [])
+        name = next((str(n.name) for n in notes if hasattr(n, "name")), "")
+        return _first_fault(inner, f"{path}.{name}" if path and name else path or name)
+    if isinstance(error, ForbiddenExtraKeysError):
+        extra = printable(sorted(error.extra_fields)[0], 60)
+        known = ", ".join(field.name for field in attrs.fields(error.cl))
+        key = f"{path}.{extra}" if path else extra
+        return key, f"no such key is known; the keys here are {known}"
+    if isinstance(error, _Wanted):
+        return path, f"found {_found(error.found)}, wanted {error.wanted}"
+    if isinstance(error, KeyError):
+        missing = str(error.args[0])
+        return f"{path}.{missing}" if path else missing, "it is missing"
+    return path, printable(str(error))
+
+
+def parse(text: str, where: str) -> Entry:
+    """The entry in the TOML *text*; *where* is the file's name for errors.
+
+    Raises ConfigError.
+    """
+    hint = "See cryptback-drives(5)."
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError(f"{where}: this is not TOML: {printable(str(exc))}.", hint) from exc
+    try:
+        entry: Entry = _CONVERTER.structure(raw, Entry)
+    except (BaseValidationError, ForbiddenExtraKeysError, _Wanted) as exc:
+        key, fault = _first_fault(exc, "")
+        raise ConfigError(f"{where}: {key}: {fault}.", hint) from None
+    if not entry.backup.include and not entry.backup.include_from:
+        raise ConfigError(
+            f"{where}: backup.include: it is missing or empty, so there is nothing to copy.", hint
+        )
+    if entry.backup.include_from:
+        raise ConfigError(
+            f"{where}: backup.include_from: this version does not read users' lists yet.",
+            "Name the directories in backup.include.",
+        )
+    if entry.when.repeat is not None and entry.after.power_off:
+        raise ConfigError(
+            f"{where}: when.repeat: it can't be together with after.power_off = true.", hint
+        )
+    return entry
+
+
+def check_name(name: str) -> str:
+    """*name*, if an entry may be called so; raises ConfigError otherwise."""
+    if NAME.fullmatch(name) is None:
+        raise ConfigError(
+            f'"{printable(name, 40)}" can\'t be the name of an entry.',
+            "A name has 1 to 31 characters of a-z, 0-9, _ and -, and begins with a letter or digit.",
+        )
+    return name
+
+
+def read(name: str, directory: Path = paths.DRIVES_D) -> tuple[Entry, str]:
+    """The entry *name* and the text that it was read from.
+
+    The file must belong to root and be writable by nobody else: whoever can write it
+    decides what root copies.  Raises UnknownDrive and ConfigError.
+    """
+    check_name(name)
+    path = directory / f"{name}.toml"
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise UnknownDrive(
+            f'No drive is enrolled under the name "{name}".', "`cryptback status` lists them."
+        ) from None
+    except OSError as exc:
+        raise ConfigError(f"{path}: {exc.strerror}.") from exc
+    with os.fdopen(fd, "rb") as file:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise ConfigError(f"{path}: it is not a regular file.")
+        if status.st_uid != 0 or status.st_mode & 0o022:
+            raise ConfigError(
+                f"{path}: it belongs to user {status.st_uid} and has mode"
+                f" {stat.S_IMODE(status.st_mode):04o}; wanted: root's, and writable by nobody else.",
+                f"Look at what it says, then: chown root: {path}; chmod go-w {path}",
+            )
+        raw = file.read(1 << 20)
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"{path}: byte {exc.start} is not UTF-8.") from exc
+    return parse(text, str(path)), text
+
+
+@attrs.frozen
+class Entries:
+    """All entries: those that can be used, and the faults of those that can't."""
+
+    good: dict[str, Entry]
+    texts: dict[str, str]
+    bad: dict[str, ConfigError]
+
+
+def read_all(directory: Path = paths.DRIVES_D) -> Entries:
+    """Every entry below *directory*; a file that is wrong disables that entry alone."""
+    entries = Entries({}, {}, {})
+    try:
+        files = sorted(path for path in directory.iterdir() if path.suffix == ".toml")
+    except FileNotFoundError:
+        return entries
+    for path in files:
+        try:
+            entries.good[path.stem], entries.texts[path.stem] = read(path.stem, directory)
+        except ConfigError as exc:
+            entries.bad[printable(path.stem, 40)] = exc
+        except UnknownDrive:
+            continue
+    return entries
+
+
+def render(
+    uuid: str,
+    container: str | None,
+    owner: str | None,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+) -> str:
+    """The TOML of a new entry, as ``init`` writes it; ``parse`` reads it back the same."""
+
+    def toml(value: str) -> str:
+        return json.dumps(value, ensure_ascii=False)
+
+    def array(values: tuple[str, ...]) -> str:
+        return "[" + ", ".join(toml(value) for value in values) + "]"
+
+    lines = ["# Written by `cryptback init`; see cryptback-drives(5).", f"uuid = {toml(uuid)}"]
+    if container is not None:
+        lines.append(f"container = {toml(container)}")
+    if owner is not None:
+        lines.append(f"owner = {toml(owner)}")
+    lines += ["", "[backup]", f"include = {array(include)}"]
+    if exclude:
+        lines.append(f"exclude = {array(exclude)}")
+    return "\n".join(lines) + "\n"

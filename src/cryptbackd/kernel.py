@@ -1,0 +1,167 @@
+"""System calls that Python does not wrap, each as one function that raises OSError.
+
+Only what the standard library lacks stands here.  Structures and numbers are from the
+kernel's ``include/uapi`` headers and the man pages named at each function.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import struct
+from typing import Any
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+# These numbers are the same on every architecture that Debian ships (asm-generic).
+_SYS_OPEN_TREE = 428
+_SYS_MOVE_MOUNT = 429
+_SYS_OPENAT2 = 437
+_SYS_MOUNT_SETATTR = 442
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWPID = 0x20000000
+MS_REC = 0x4000
+MS_SLAVE = 1 << 19
+_PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
+
+RESOLVE_NO_XDEV = 0x01
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+
+_AT_EMPTY_PATH = 0x1000
+_AT_RECURSIVE = 0x8000
+_OPEN_TREE_CLONE = 1
+_MOVE_MOUNT_F_EMPTY_PATH = 0x04
+_MS_PRIVATE = 1 << 18
+_MOUNT_ATTR_RDONLY = 0x01
+_MOUNT_ATTR_NOSUID = 0x02
+_MOUNT_ATTR_NODEV = 0x04
+_MOUNT_ATTR_NOEXEC = 0x08
+
+_BLKGETDISKSEQ = 0x80081280
+_BLKGETSIZE64 = 0x80081272
+
+_SEM_GETPID = 11
+
+
+def _check(result: int, what: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), what)
+    return result
+
+
+def _syscall(number: int, *args: Any, what: str = "") -> int:
+    return _check(_libc.syscall(ctypes.c_long(number), *args), what)
+
+
+def unshare(flags: int) -> None:
+    """Leave the namespaces in *flags* (unshare(2))."""
+    _check(_libc.unshare(ctypes.c_int(flags)), "unshare")
+
+
+def set_propagation(path: str, flags: int) -> None:
+    """Change how mounts below *path* propagate (mount(2), ``MS_SLAVE`` and friends)."""
+    _check(
+        _libc.mount(None, os.fsencode(path), None, ctypes.c_ulong(flags), None),
+        path,
+    )
+
+
+def die_with_parent(signal_number: int) -> None:
+    """Be sent *signal_number* when the parent thread ends (PR_SET_PDEATHSIG, prctl(2))."""
+    _check(
+        _libc.prctl(
+            ctypes.c_int(_PR_SET_PDEATHSIG), ctypes.c_ulong(signal_number), 0, 0, 0
+        ),
+        "prctl",
+    )
+
+
+def forbid_dump() -> None:
+    """No core dump and no ptrace by others of our user (PR_SET_DUMPABLE, prctl(2))."""
+    _check(_libc.prctl(ctypes.c_int(_PR_SET_DUMPABLE), ctypes.c_ulong(0), 0, 0, 0), "prctl")
+
+
+def syncfs(fd: int) -> None:
+    """Write the filesystem of *fd* out; raises the first write-back error since *fd* was
+    opened (syncfs(2), Linux 5.8)."""
+    _check(_libc.syncfs(ctypes.c_int(fd)), "syncfs")
+
+
+def openat2(directory: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:
+    """Open *path* below the descriptor *directory* under the rules *resolve* (openat2(2))."""
+    how = struct.pack("=QQQ", flags | os.O_CLOEXEC, mode, resolve)
+    return _syscall(
+        _SYS_OPENAT2,
+        ctypes.c_int(directory),
+        ctypes.c_char_p(os.fsencode(path)),
+        ctypes.c_char_p(how),
+        ctypes.c_size_t(len(how)),
+        what=path,
+    )
+
+
+def bind_read_only(source: int, target: str, *, recursive: bool) -> None:
+    """Show the directory or file *source* (a descriptor, O_PATH will do) at *target*.
+
+    Read-only, nosuid, nodev, noexec and private, before anybody can see it there.
+    *recursive* takes along what is mounted below (open_tree(2), mount_setattr(2),
+    move_mount(2); Linux 5.12).
+    """
+    deep = _AT_RECURSIVE if recursive else 0
+    tree = _syscall(
+        _SYS_OPEN_TREE,
+        ctypes.c_int(source),
+        ctypes.c_char_p(b""),
+        ctypes.c_uint(_AT_EMPTY_PATH | _OPEN_TREE_CLONE | os.O_CLOEXEC | deep),
+        what="open_tree",
+    )
+    try:
+        attributes = (
+            _MOUNT_ATTR_RDONLY | _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV | _MOUNT_ATTR_NOEXEC
+        )
+        attr = struct.pack("=QQQQ", attributes, 0, _MS_PRIVATE, 0)
+        _syscall(
+            _SYS_MOUNT_SETATTR,
+            ctypes.c_int(tree),
+            ctypes.c_char_p(b""),
+            ctypes.c_uint(_AT_EMPTY_PATH | deep),
+            ctypes.c_char_p(attr),
+            ctypes.c_size_t(len(attr)),
+            what="mount_setattr",
+        )
+        _syscall(
+            _SYS_MOVE_MOUNT,
+            ctypes.c_int(tree),
+            ctypes.c_char_p(b""),
+            ctypes.c_int(-100),
+            ctypes.c_char_p(os.fsencode(target)),
+            ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH),
+            what=target,
+        )
+    finally:
+        os.close(tree)
+
+
+def disk_sequence(fd: int) -> int:
+    """The DISKSEQ of the opened block device (BLKGETDISKSEQ, linux/fs.h)."""
+    return int(struct.unpack("=Q", fcntl.ioctl(fd, _BLKGETDISKSEQ, bytes(8)))[0])
+
+
+def device_size(fd: int) -> int:
+    """Bytes on the opened block device (BLKGETSIZE64, linux/fs.h)."""
+    return int(struct.unpack("=Q", fcntl.ioctl(fd, _BLKGETSIZE64, bytes(8)))[0])
+
+
+def last_semaphore_user(semid: int) -> int:
+    """The process id that last changed the semaphore (GETPID, semctl(2)); 0: none that
+    lives in our PID namespace."""
+    return _check(
+        _libc.semctl(ctypes.c_int(semid), ctypes.c_int(0), ctypes.c_int(_SEM_GETPID)), "semctl"
+    )

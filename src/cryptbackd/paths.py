@@ -1,0 +1,27 @@
+"""Where things lie: the file names that other programs and people rest on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+DRIVES_D = Path("/etc/cryptback/drives.d")
+"""One file an entry: ``NAME.toml``, see cryptback-drives(5)."""
+
+STATE = Path("/var/lib/cryptbackd")
+HISTORY = STATE / "history.db"
+HEADERS = STATE / "headers"
+"""The LUKS2 header of each entry, as enrolled: mode 0600, never the drive's own."""
+UUIDS = STATE / "uuids"
+"""One empty file a known filesystem UUID: what the udev rules test for."""
+
+RUNTIME = Path("/run/cryptbackd")
+COOKIES = RUNTIME / "cookies"
+"""Udev cookies that stood before a volume was opened, one file an entry; see worker.sweep."""
+
+CREDENTIALS = Path("/etc/credstore")
+ENCRYPTED_CREDENTIALS = Path("/etc/credstore.encrypted")
+
+
+def mapping(name: str) -> str:
+    """The device-mapper name of the entry *name*."""
+    return f"cryptback-{name}"

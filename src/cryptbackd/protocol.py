@@ -1,0 +1,217 @@
+"""What daemon and worker say to each other.
+
+They share one ``AF_UNIX`` ``SOCK_SEQPACKET`` pair.  A packet is one message: a JSON line
+``{"say": NAME, …}`` with at most one descriptor beside it (``SCM_RIGHTS``).  The worker
+speaks when it has something to say; the daemon's packets are ``start`` (first, once),
+``key`` (the answer to ``key-wanted``) and ``stop``.  End of file from the worker's side
+means that it is gone, from the daemon's side that the worker must go at once.
+
+==============  ==========  =======================================================
+message         from        descriptor
+==============  ==========  =======================================================
+Start           daemon      none
+Key             daemon      the key's (one line, at most 512 bytes), or none
+Stop            daemon      none
+PhaseChanged    worker      none
+Progressed      worker      none
+Said            worker      none
+Warned          worker      none
+KeyWanted       worker      none
+Finished        worker      none; the last message, everything is locked
+==============  ==========  =======================================================
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from typing import Any, ClassVar
+
+import attrs
+
+from .model import (
+    Device,
+    JobKind,
+    LedgerEntry,
+    Outcome,
+    Phase,
+    Progress,
+    RunResult,
+    StopReason,
+)
+
+MAX_PACKET = 192 * 1024
+"""Bytes; below the kernel's default socket buffer (net.core.wmem_default, 212,992)."""
+
+
+class ProtocolError(Exception):
+    """A packet that is not a message of this protocol."""
+
+
+@attrs.frozen
+class Start:
+    """Do this job.
+
+    ``entry`` is the text of the entry's TOML (backup) or of the one to be written (init).
+    ``options``: for a backup ``full`` and ``accept`` (booleans); for an init what
+    ``cryptbackd.worker.jobs.init`` documents; for a survey ``container`` and ``size``.
+    ``ledger`` is what the computer remembers of the drive, if anything.
+    """
+
+    SAY: ClassVar[str] = "start"
+    job: JobKind
+    name: str
+    device: Device
+    entry: str = ""
+    ledger: LedgerEntry | None = None
+    options: dict[str, Any] = attrs.field(factory=dict)
+
+
+@attrs.frozen
+class Key:
+    """The answer to :class:`KeyWanted`.
+
+    With a descriptor: the key's, for ``cryptsetup open`` to read as its standard input.
+    ``token`` ≥ 0: the number of a token in the stored header.  Neither: no source has a
+    key (any more), and ``source`` says why in a sentence.
+    """
+
+    SAY: ClassVar[str] = "key"
+    source: str
+    token: int = -1
+
+
+@attrs.frozen
+class Stop:
+    """Stop in order: lock everything, keep what was copied, finish as cancelled."""
+
+    SAY: ClassVar[str] = "stop"
+    reason: StopReason
+
+
+@attrs.frozen
+class PhaseChanged:
+    """The job entered this phase."""
+
+    SAY: ClassVar[str] = "phase"
+    phase: Phase
+
+
+@attrs.frozen
+class Progressed:
+    """How far the current phase is."""
+
+    SAY: ClassVar[str] = "progress"
+    progress: Progress
+
+
+@attrs.frozen
+class Said:
+    """A sentence for the journal; ``message`` names an entry of the journal catalog."""
+
+    SAY: ClassVar[str] = "said"
+    text: str
+    message: str = ""
+    priority: int = 6
+
+
+@attrs.frozen
+class Warned:
+    """A sentence that makes the run end "with warnings"; ``message`` as in :class:`Said`."""
+
+    SAY: ClassVar[str] = "warned"
+    text: str
+    message: str = ""
+
+
+@attrs.frozen
+class KeyWanted:
+    """The volume is ready to be opened: send a :class:`Key`.
+
+    ``purpose`` is ``open`` (any source), or ``format`` and ``first-open`` (init: the
+    passphrase of whoever enrols the drive).  ``refused`` names the source whose key was
+    wrong just now.
+    """
+
+    SAY: ClassVar[str] = "key-wanted"
+    purpose: str = "open"
+    refused: str = ""
+
+
+@attrs.frozen
+class Finished:
+    """The job is over and everything that it opened is closed again."""
+
+    SAY: ClassVar[str] = "finished"
+    result: RunResult
+
+
+Message = Start | Key | Stop | PhaseChanged | Progressed | Said | Warned | KeyWanted | Finished
+_BY_SAY: dict[str, type[Message]] = {
+    cls.SAY: cls
+    for cls in (Start, Key, Stop, PhaseChanged, Progressed, Said, Warned, KeyWanted, Finished)
+}
+
+
+def encode(message: Message) -> bytes:
+    """One packet's bytes."""
+    return json.dumps({"say": message.SAY, **attrs.asdict(message)}).encode() + b"\n"
+
+
+def decode(packet: bytes) -> Message:
+    """The message in *packet*; raises ProtocolError when it is none."""
+    try:
+        raw = json.loads(packet)
+        cls = _BY_SAY[raw.pop("say")]
+        return _decode(cls, raw)
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise ProtocolError(f"not a message: {exc}") from exc
+
+
+def _decode(cls: type[Message], raw: dict[str, Any]) -> Message:
+    if cls is Start:
+        raw["job"] = JobKind(raw["job"])
+        raw["device"] = Device(**raw["device"])
+        raw["ledger"] = LedgerEntry(**raw["ledger"]) if raw["ledger"] else None
+    elif cls is Stop:
+        raw["reason"] = StopReason(raw["reason"])
+    elif cls is PhaseChanged:
+        raw["phase"] = Phase(raw["phase"])
+    elif cls is Progressed:
+        raw["progress"] = Progress(**raw["progress"])
+    elif cls is Finished:
+        result = raw["result"]
+        result["outcome"] = Outcome(result["outcome"])
+        result["ledger"] = LedgerEntry(**result["ledger"]) if result["ledger"] else None
+        raw["result"] = RunResult(**result)
+    return cls(**raw)
+
+
+def send(sock: socket.socket, message: Message, fd: int | None = None) -> None:
+    """Send *message*, with a copy of the descriptor *fd* beside it."""
+    packet = encode(message)
+    if len(packet) > MAX_PACKET:
+        raise ProtocolError(f"a message of {len(packet)} bytes is too long")
+    socket.send_fds(sock, [packet], [] if fd is None else [fd])
+
+
+def receive(sock: socket.socket) -> tuple[Message, int | None] | None:
+    """The next message and the descriptor beside it (the caller's to close); None at the end.
+
+    Raises ProtocolError on anything that is no message, and BlockingIOError on a
+    non-blocking socket with nothing to read.
+    """
+    packet, fds, _flags, _address = socket.recv_fds(sock, MAX_PACKET, 4)
+    if not packet:
+        return None
+    if len(fds) > 1:
+        for fd in fds:
+            os.close(fd)
+        raise ProtocolError("more than one descriptor beside a message")
+    try:
+        return decode(packet), fds[0] if fds else None
+    except ProtocolError:
+        for fd in fds:
+            os.close(fd)
+        raise
