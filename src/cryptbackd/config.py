@@ -194,8 +194,8 @@ def _converter() -> Converter:
     converter.register_structure_hook(Duration, _duration)
     converter.register_structure_hook(Duration | None, _optional_duration)
     converter.register_structure_hook(Share, _share)
-    for type_ in (AbsolutePath, Pattern):
-        converter.register_structure_hook(tuple[type_, ...], _list_of(texts[type_]))
+    converter.register_structure_hook(tuple[AbsolutePath, ...], _list_of(texts[AbsolutePath]))
+    converter.register_structure_hook(tuple[Pattern, ...], _list_of(texts[Pattern]))
     for cls in (Backup, Keep, When, Verify, After, Entry):
         plain = make_dict_structure_fn(
             cls, converter, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=True
@@ -283,7 +283,7 @@ def check_name(name: str) -> str:
     if NAME.fullmatch(name) is None:
         raise ConfigError(
             f'"{printable(name, 40)}" can\'t be the name of an entry.',
-            "A name has 1 to 31 characters of a-z, 0-9, _ and -, and begins with a letter or digit.",
+            "It has 1 to 31 characters of a-z, 0-9, _ and -, and begins with a letter or digit.",
         )
     return name
 
@@ -311,7 +311,7 @@ def read(name: str, directory: Path = paths.DRIVES_D) -> tuple[Entry, str]:
         if status.st_uid != 0 or status.st_mode & 0o022:
             raise ConfigError(
                 f"{path}: it belongs to user {status.st_uid} and has mode"
-                f" {stat.S_IMODE(status.st_mode):04o}; wanted: root's, and writable by nobody else.",
+                f" {stat.S_IMODE(status.st_mode):04o}; wanted: root's, writable by nobody else.",
                 f"Look at what it says, then: chown root: {path}; chmod go-w {path}",
             )
         raw = file.read(1 << 20)

@@ -47,6 +47,7 @@ _BLKGETDISKSEQ = 0x80081280
 _BLKGETSIZE64 = 0x80081272
 
 _SEM_GETPID = 11
+_SEM_GETZCNT = 15
 
 
 def _check(result: int, what: str) -> int:
@@ -76,9 +77,7 @@ def set_propagation(path: str, flags: int) -> None:
 def die_with_parent(signal_number: int) -> None:
     """Be sent *signal_number* when the parent thread ends (PR_SET_PDEATHSIG, prctl(2))."""
     _check(
-        _libc.prctl(
-            ctypes.c_int(_PR_SET_PDEATHSIG), ctypes.c_ulong(signal_number), 0, 0, 0
-        ),
+        _libc.prctl(ctypes.c_int(_PR_SET_PDEATHSIG), ctypes.c_ulong(signal_number), 0, 0, 0),
         "prctl",
     )
 
@@ -90,7 +89,8 @@ def forbid_dump() -> None:
 
 def syncfs(fd: int) -> None:
     """Write the filesystem of *fd* out; raises the first write-back error since *fd* was
-    opened (syncfs(2), Linux 5.8)."""
+    opened (syncfs(2), Linux 5.8).
+    """
     _check(_libc.syncfs(ctypes.c_int(fd)), "syncfs")
 
 
@@ -161,7 +161,15 @@ def device_size(fd: int) -> int:
 
 def last_semaphore_user(semid: int) -> int:
     """The process id that last changed the semaphore (GETPID, semctl(2)); 0: none that
-    lives in our PID namespace."""
+    lives in our PID namespace.
+    """
     return _check(
         _libc.semctl(ctypes.c_int(semid), ctypes.c_int(0), ctypes.c_int(_SEM_GETPID)), "semctl"
+    )
+
+
+def waiters_for_zero(semid: int) -> int:
+    """How many processes wait for the semaphore to become zero (GETZCNT, semctl(2))."""
+    return _check(
+        _libc.semctl(ctypes.c_int(semid), ctypes.c_int(0), ctypes.c_int(_SEM_GETZCNT)), "semctl"
     )

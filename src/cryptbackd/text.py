@@ -64,7 +64,7 @@ def clock(seconds: float) -> str:
 
 
 def ago(seconds: float) -> str:
-    """How long ago, in the one unit a person would use: ``just now``, ``5 min ago``, ``2 h ago``."""
+    """How long ago, in one unit: ``just now``, ``5 min ago``, ``2 h ago``, ``3 d ago``."""
     for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= length:
             return f"{int(seconds // length)} {unit} ago"

@@ -1,0 +1,145 @@
+"""The drive itself: opening it, capping its dirty pages, proving that it is free.
+
+Nothing here outlives the ``with`` block that it is used in, except the cap, which the
+kernel forgets when the drive is pulled.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from .. import kernel
+from ..errors import DriveAbsent, DriveFailed
+from ..model import Device
+from ..run import run
+from ..text import printable
+from .mountinfo import mount_points
+
+BLKID = "/usr/sbin/blkid"
+DIRTY_LIMIT = 32 << 20
+"""Bytes that may wait in memory for one drive: what an eject has to write out at the end."""
+
+
+@contextmanager
+def opened(device: Device) -> Iterator[int]:
+    """The block device, open for reading, proven to be the insertion that was announced.
+
+    A node can be another disk's by now: the device number and the kernel's disk sequence
+    are compared on the opened descriptor.  Raises DriveAbsent.
+    """
+    gone = DriveAbsent(f"{device.node} is not the drive any more that was plugged in.")
+    try:
+        fd = os.open(device.node, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as exc:
+        raise DriveAbsent(f"{device.node} can't be opened: {exc.strerror}.") from exc
+    try:
+        status = os.fstat(fd)
+        here = os.major(status.st_rdev), os.minor(status.st_rdev)
+        if not stat.S_ISBLK(status.st_mode) or here != (device.major, device.minor):
+            raise gone
+        if kernel.disk_sequence(fd) != device.diskseq:
+            raise gone
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def probe(node: str) -> dict[str, str]:
+    """What libblkid sees on *node* now, not what udev saw then (blkid(8), low-level).
+
+    Keys such as TYPE, UUID and LABEL; empty when there is nothing, or more than one thing.
+    """
+    ended = run(
+        [BLKID, "--probe", "--usages", "filesystem,crypto", "--output", "export", node],
+        ok=(0, 2, 8),
+    )
+    if ended.status != 0:
+        return {}
+    lines = ended.out.decode("utf-8", "replace").splitlines()
+    return dict(line.split("=", 1) for line in lines if "=" in line)
+
+
+def cap_dirty_pages(bdi: str) -> None:
+    """Keep at most ``DIRTY_LIMIT`` bytes waiting for the backing device *bdi*.
+
+    *bdi* is its name below /sys/class/bdi (sysfs-class-bdi, Linux 6.2).  A kernel without
+    it only makes the wait at the end longer.
+    """
+    directory = Path("/sys/class/bdi") / bdi
+    with suppress(OSError):
+        (directory / "strict_limit").write_text("1")
+        (directory / "max_bytes").write_text(str(DIRTY_LIMIT))
+
+
+def flush(fd: int, node: str) -> None:
+    """Have the drive write out its own cache (fsync(2) on a block device).
+
+    Raises DriveFailed.
+    """
+    try:
+        os.fsync(fd)
+    except OSError as exc:
+        raise DriveFailed(f"{node} could not write out its cache: {exc.strerror}.") from exc
+
+
+def nodes_of_disk(disk: str) -> list[str]:
+    """The disk's node and those of its partitions."""
+    name = Path(disk).name
+    parts = sorted(
+        entry.name
+        for entry in Path("/sys/class/block", name).iterdir()
+        if (entry / "partition").exists()
+    )
+    return [disk, *(f"/dev/{part}" for part in parts)]
+
+
+def prove_free(disk: str) -> None:
+    """Nobody, in any namespace, has the disk or a partition of it mounted or mapped.
+
+    An exclusive open of a block device (O_EXCL without O_CREAT, open(2)) fails with EBUSY
+    while anything has claimed it.  Raises DriveFailed, naming who if it can be told.
+    """
+    for node in nodes_of_disk(disk):
+        try:
+            os.close(os.open(node, os.O_RDONLY | os.O_CLOEXEC | os.O_EXCL))
+        except OSError as exc:
+            if exc.errno == errno.EBUSY:
+                raise DriveFailed(
+                    f"{node} is still in use: {_users(node)}.",
+                    "The backup is locked, but don't unplug the drive before that is closed.",
+                ) from exc
+            raise DriveFailed(f"{node} can't be opened any more: {exc.strerror}.") from exc
+
+
+def _users(node: str) -> str:
+    status = os.stat(node)
+    devno = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+    where = mount_points(devno)
+    if where:
+        return "it is mounted at " + ", ".join(printable(path) for path in where)
+    holders = [entry.name for entry in Path("/sys/dev/block", devno, "holders").iterdir()]
+    if holders:
+        return "it is held by " + ", ".join(sorted(holders))
+    return "another program has it mounted out of our sight, or opened it for itself"
+
+
+def power_off(disk: str) -> None:
+    """Power the drive down: the kernel spins it down, and its USB port lets go of it.
+
+    Writes ``remove`` of the USB device above the disk (sysfs-bus-usb).  Raises DriveFailed
+    when there is none or it can't be done.
+    """
+    here = Path("/sys/class/block", Path(disk).name).resolve()
+    for directory in here.parents:
+        if (directory / "idVendor").exists() and (directory / "remove").exists():
+            try:
+                (directory / "remove").write_text("1")
+            except OSError as exc:
+                raise DriveFailed(f"{disk} could not be powered off: {exc.strerror}.") from exc
+            return
+    raise DriveFailed(f"{disk} can't be powered off: it is no USB device.")

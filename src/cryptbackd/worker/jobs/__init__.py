@@ -1,0 +1,1 @@
+"""The jobs, one a file: straight lines down the stack and up again."""

@@ -1,0 +1,254 @@
+"""The backup: down the stack, one sync, a version, up again, and the proof.
+
+Whatever goes wrong once the drive is open, the stack is taken down in order and it is still
+proven that the drive may be pulled; only then is the error told.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import attrs
+
+from ... import __version__, protocol
+from ...config import Entry, parse
+from ...errors import CryptbackError, DriveFailed, Refused
+from ...model import Device, LedgerEntry, Outcome, Phase, RunResult
+from ...run import run
+from ...text import printable
+from .. import header as headers
+from .. import workspace
+from ..control import Control
+from ..device import opened, power_off
+from ..layers.inner import inner
+from ..layers.loop import loop
+from ..layers.luks import luks
+from ..layers.mounted import Mounted
+from ..layers.outer import container, outer
+from ..release import release
+from ..remaining import told
+from ..sources import plan, stage
+from ..sync import RSYNC, Job, Synced, sync
+from ..versions import VERSIONS, record, store
+
+
+@attrs.frozen
+class Kept:
+    """A version that was made, and what the sync before it did."""
+
+    version: record.Version
+    synced: Synced
+
+
+def backup(start: protocol.Start, control: Control) -> RunResult:
+    """One run for the entry ``start.name``; see ``protocol.Start``."""
+    entry = parse(start.entry, start.name)
+    header = headers.load(start.name)
+    place = workspace.make(start.name)
+    device = start.device
+    control.phase(Phase.ATTACHING)
+    with proven_free(device, control), ExitStack() as stack:
+        tree = stack.enter_context(unlocked(start.name, entry, device, header, place, control))
+        stack.enter_context(told(control))
+        kept = back_up(
+            tree,
+            name=start.name,
+            entry=entry,
+            toml=start.entry,
+            ledger=start.ledger,
+            accept=bool(start.options.get("accept")),
+            place=place,
+            control=control,
+        )
+    return finished(kept, entry, device, control)
+
+
+@contextmanager
+def proven_free(device: Device, control: Control) -> Iterator[int]:
+    """The opened drive; after the block it is proven that it may be pulled.
+
+    When the block failed, that error is told, and a failing proof is a warning beside it.
+    """
+    with opened(device) as fd:
+        try:
+            yield fd
+        except CryptbackError:
+            try:
+                release(device, fd, control)
+            except CryptbackError as exc:
+                control.warn(exc.sentence)
+            raise
+        release(device, fd, control)
+
+
+@contextmanager
+def unlocked(
+    name: str,
+    entry: Entry,
+    device: Device,
+    header: headers.Header,
+    place: Path,
+    control: Control,
+) -> Iterator[Mounted]:
+    """The whole stack of an enrolled drive, as the tree inside the container."""
+    with ExitStack() as stack:
+        if entry.container is None:
+            backing = device.node
+            file = os.open(device.node, os.O_RDONLY | os.O_CLOEXEC)
+            stack.callback(os.close, file)
+            device_of_loop = None
+        else:
+            drive = stack.enter_context(outer(device, place / "drive"))
+            file = stack.enter_context(container(drive, entry.container))
+            device_of_loop = stack.enter_context(loop([file]))
+            backing = device_of_loop.node
+        difference = headers.difference(header, file)
+        if difference:
+            control.warn(
+                "The LUKS header on the drive is not the one that this computer stored."
+                f" {difference} The stored one was used, the drive's was left as it is.",
+                "header_differs",
+            )
+        control.phase(Phase.UNLOCKING)
+        volume = stack.enter_context(luks(backing, name, header, control))
+        if device_of_loop is not None:
+            device_of_loop.hand_over()
+        control.say(f"{name}: unlocked with {printable(volume.key_source)}.")
+        control.phase(Phase.MOUNTING)
+        yield stack.enter_context(inner(volume, place / "tree"))
+
+
+def back_up(
+    tree: Mounted,
+    *,
+    name: str,
+    entry: Entry,
+    toml: str,
+    ledger: LedgerEntry | None,
+    accept: bool,
+    place: Path,
+    control: Control,
+) -> Kept:
+    """Sync the sources into the opened container and make a version of it.
+
+    A drive that is not as the ledger says is warned about and nothing on it is deleted.
+    """
+    started = int(time.time())
+    keeper = store(tree)
+    directory = tree.path / VERSIONS
+    found = record.versions(directory)
+    last = found[-1] if found else None
+    verdict = record.judge(found, ledger)
+    if verdict:
+        control.warn(
+            f"The drive is not as this computer remembers it. {verdict}"
+            " Nothing on it is deleted in this run.",
+            "drive_older",
+        )
+    else:
+        record.tidy(directory)
+    keeper.begin(last.path if last else None)
+    last_tree = keeper.last_state()
+    remembered = last.record if last else {}
+    chosen = plan(
+        entry.backup.include,
+        cross_filesystems=entry.backup.cross_filesystems,
+        last_tree=last_tree,
+        last_filesystems=_texts(remembered.get("sources")),
+        known_skipped=list(_texts(remembered.get("skipped_mounts"))),
+        accept=accept,
+        control=control,
+    )
+    if not chosen.read:
+        raise Refused(
+            "None of the sources can be read, so there is nothing to back up.",
+            "Look at `include` in the entry.",
+        )
+    staged = place / "sources"
+    stage(chosen, staged, last_tree)
+    for source in chosen.kept:
+        keeper.retain(source.path)
+    synced = sync(
+        Job(
+            stage=staged,
+            target=keeper.target,
+            exclude=entry.backup.exclude,
+            keep=tuple(source.path for source in chosen.kept),
+            link_dest=keeper.link_dest,
+            delete=not verdict,
+        ),
+        control,
+    )
+    control.phase(Phase.KEEPING)
+    # The version must not have its name before its data is on the drive.
+    tree.sync()
+    control.check()
+    version = record.write(
+        directory,
+        record.fresh_name(directory),
+        {
+            "sequence": 1 + max(last.sequence if last else 0, ledger.sequence if ledger else 0),
+            "entry_name": name,
+            "started": started,
+            "finished": int(time.time()),
+            "sources": chosen.filesystems(),
+            "skipped_mounts": dict.fromkeys(chosen.skipped_mounts, ""),
+            "files": synced.files,
+            "bytes": synced.size,
+            "warnings": control.warnings,
+            "programs": _programs(),
+            "entry": toml,
+        },
+    )
+    keeper.keep(version.path)
+    control.say(f"{name}: version {version.path.name} made.", "version_made")
+    return Kept(version, synced)
+
+
+def _texts(value: object) -> dict[str, str]:
+    """A record's table of texts; anything else in its place counts as empty."""
+    if not isinstance(value, dict):
+        return {}
+    return {k: v for k, v in value.items() if isinstance(k, str) and isinstance(v, str)}
+
+
+def _programs() -> dict[str, str]:
+    told_by_rsync = json.loads(run([RSYNC, "--version", "--version"]).out)
+    return {
+        "cryptbackd": __version__,
+        "rsync": str(told_by_rsync.get("version", "")),
+        "linux": platform.release(),
+    }
+
+
+def finished(kept: Kept, entry: Entry, device: Device, control: Control) -> RunResult:
+    """The result of a run whose version is proven to be on the drive; powers it off if asked."""
+    powered_off = False
+    if entry.after.power_off:
+        control.phase(Phase.POWERING_OFF)
+        try:
+            power_off(device.disk)
+            powered_off = True
+        except DriveFailed as exc:
+            control.warn(exc.sentence)
+    control.phase(Phase.FINISHED)
+    warned = len(control.warnings)
+    return RunResult(
+        Outcome.WARNINGS if warned else Outcome.DONE,
+        "",
+        safe=control.safe,
+        powered_off=powered_off,
+        warnings=list(control.warnings),
+        version=kept.version.path.name,
+        files=kept.synced.files,
+        size=kept.synced.size,
+        changed_files=kept.synced.changed_files,
+        changed_bytes=kept.synced.changed_bytes,
+        ledger=kept.version.ledger,
+    )

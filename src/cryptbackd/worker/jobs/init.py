@@ -1,0 +1,306 @@
+"""Enrolling a drive: make the container, store its header, write the entry.
+
+The container grows under a name of its own and gets its final one last but the entry; until
+then every exit, orderly or not, leaves neither a container under the final name nor an
+entry.  An orderly exit also removes what was begun; what a pulled or killed one leaves on
+the drive (``.cryptback-NAME.new``) the next ``init`` of that name removes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+
+import attrs
+
+from ... import config, paths, protocol
+from ...errors import CryptbackError, DriveFailed, DriveFull, Refused, ToolFailed
+from ...model import Device, Outcome, Phase, RunResult
+from ...run import run
+from ...text import size
+from .. import header as headers
+from .. import workspace
+from ..control import Control, Meter
+from ..device import probe
+from ..layers.inner import inner, make_filesystem
+from ..layers.loop import Loop, loop
+from ..layers.luks import format_volume, luks
+from ..layers.outer import Outer, outer
+from ..remaining import told
+from .backup import back_up, finished, proven_free
+from .survey import MIB, examine
+
+_FORMAT = {
+    "ext4": ["/usr/sbin/mkfs.ext4", "-q", "-F", "-m", "0"],
+    "exfat": ["/usr/sbin/mkfs.exfat", "-q"],
+}
+_ZEROED_LATER = ("exfat", "vfat")
+"""Outer filesystems that allocate now and zero later, or can't allocate without zeroing."""
+_STEP = 8 * MIB
+_FS_IOC_GETFLAGS = 0x80086601
+_FS_IOC_SETFLAGS = 0x40086602
+_FS_NOCOW_FL = 0x00800000
+
+
+@attrs.frozen
+class Options:
+    """What was asked for.
+
+    ``container`` None: the partition itself becomes LUKS (``format`` is then ``luks``).
+    ``size`` in bytes, None: what the survey suggests.  ``pbkdf_memory`` in KiB.
+    """
+
+    name: str
+    include: tuple[str, ...]
+    exclude: tuple[str, ...] = ()
+    container: str | None = "backup.luks"
+    size: int | None = None
+    filesystem: str = "btrfs"
+    format: str | None = None
+    owner: str | None = None
+    run: bool = True
+    pbkdf_memory: int | None = None
+    pbkdf_iterations: int | None = None
+
+    @staticmethod
+    def from_message(raw: dict[str, Any]) -> Options:
+        """The options in a ``Start``; raises ConfigError and Refused."""
+        known = {field.name for field in attrs.fields(Options)}
+        options = Options(**{key: value for key, value in raw.items() if key in known})
+        options = attrs.evolve(
+            options, include=tuple(options.include), exclude=tuple(options.exclude)
+        )
+        config.check_name(options.name)
+        if options.filesystem not in ("btrfs", "ext4", "xfs"):
+            raise Refused(f"{options.filesystem} can't be made in a container.")
+        if options.format not in (None, "ext4", "exfat", "luks"):
+            raise Refused(f"{options.format} can't be made on a drive.")
+        if (options.container is None) != (options.format == "luks"):
+            raise Refused(
+                "A partition becomes LUKS itself with --format luks, which erases it.",
+            )
+        return options
+
+
+def init(start: protocol.Start, control: Control) -> RunResult:
+    """Enrol the device of *start*; its options are those of :class:`Options`."""
+    options = Options.from_message(start.options)
+    device = start.device
+    place = workspace.make(options.name)
+    _render(options, "0000-0000")
+    facts = examine(device, start.options, place)
+    if facts.problems:
+        raise Refused(**facts.problems[0])
+    if options.format in _FORMAT:
+        device = _format_drive(device, options, control)
+    with proven_free(device, control), ExitStack() as stack:
+        drive: Outer | None = None
+        fresh: NewContainer | None = None
+        bound: Loop | None = None
+        control.phase(Phase.ATTACHING)
+        backing = device.node
+        if options.container is not None:
+            drive = stack.enter_context(outer(device, place / "drive"))
+            control.phase(Phase.FORMATTING)
+            length = _length(options, drive, facts.suggested_size)
+            fresh = stack.enter_context(new_container(drive, options, length, control))
+            bound = stack.enter_context(loop([fresh.fd]))
+            backing = bound.node
+        format_volume(backing, control, options.pbkdf_memory, options.pbkdf_iterations)
+        header = _header_of(backing)
+        control.phase(Phase.UNLOCKING)
+        volume = stack.enter_context(luks(backing, options.name, header, control, "first-open"))
+        if bound is not None:
+            bound.hand_over()
+        control.phase(Phase.FORMATTING)
+        make_filesystem(volume, options.filesystem, control)
+        control.phase(Phase.MOUNTING)
+        tree = stack.enter_context(inner(volume, place / "tree"))
+        stack.enter_context(told(control))
+        control.check()
+        toml = _render(options, device.uuid if drive is not None else header.uuid)
+        with _enrolled(options, header, toml):
+            tree.sync()
+            if drive is not None and fresh is not None:
+                fresh.publish()
+        control.say(f"{options.name}: enrolled.")
+        entry = config.parse(toml, options.name)
+        kept = None
+        if options.run:
+            kept = back_up(
+                tree,
+                name=options.name,
+                entry=entry,
+                toml=toml,
+                ledger=None,
+                accept=False,
+                place=place,
+                control=control,
+            )
+    if kept is not None:
+        return finished(kept, entry, device, control)
+    control.phase(Phase.FINISHED)
+    return RunResult(
+        Outcome.WARNINGS if control.warnings else Outcome.DONE,
+        "The drive is enrolled; nothing was backed up yet.",
+        safe=control.safe,
+        warnings=list(control.warnings),
+    )
+
+
+def _render(options: Options, uuid: str) -> str:
+    toml = config.render(uuid, options.container, options.owner, options.include, options.exclude)
+    config.parse(toml, options.name)
+    return toml
+
+
+def _format_drive(device: Device, options: Options, control: Control) -> Device:
+    """Make the outer filesystem that was asked for; the device with its new UUID."""
+    control.phase(Phase.FORMATTING)
+    assert options.format is not None
+    try:
+        run([*_FORMAT[options.format], device.node], deadline=600, interrupt=control.interrupt)
+    except ToolFailed as exc:
+        raise DriveFailed(f"{device.node} can't be formatted: {exc.sentence}") from exc
+    found = probe(device.node)
+    return attrs.evolve(device, uuid=found.get("UUID", ""), fstype=found.get("TYPE", ""))
+
+
+def _length(options: Options, drive: Outer, suggested: int) -> int:
+    if options.size is None and options.format is None:
+        return suggested
+    free = drive.filesystem.free()
+    length = options.size if options.size is not None else free * 9 // 10
+    if length > free:
+        raise Refused(f"A container of {size(length)} does not fit: {size(free)} are free.")
+    return length // MIB * MIB
+
+
+@attrs.define
+class NewContainer:
+    """A container file in the making, under a name of its own."""
+
+    drive: Outer
+    fd: int
+    name: str
+    final: str
+    published: bool = False
+
+    def publish(self) -> None:
+        """Give it its final name, durably, when everything before is on the drive."""
+        root = self.drive.filesystem
+        root.sync()
+        if _exists(root.fd, self.final):
+            raise Refused(f'"{self.final}" exists on the drive by now.')
+        os.rename(self.name, self.final, src_dir_fd=root.fd, dst_dir_fd=root.fd)
+        self.published = True
+        root.sync()
+
+
+def _exists(directory: int, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+@contextmanager
+def new_container(
+    drive: Outer, options: Options, length: int, control: Control
+) -> Iterator[NewContainer]:
+    """A file of *length* bytes, its data valid to the end; removed unless it was published."""
+    assert options.container is not None
+    root = drive.filesystem.fd
+    name = f".cryptback-{options.name}.new"
+    with suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=root)
+    fd = drive.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    fresh = NewContainer(drive, fd, name, options.container)
+    try:
+        _fill(fd, length, drive.filesystem.fstype, control)
+        yield fresh
+    finally:
+        os.close(fd)
+        if not fresh.published:
+            with suppress(OSError):
+                os.unlink(name, dir_fd=root)
+
+
+def _fill(fd: int, length: int, fstype: str, control: Control) -> None:
+    if fstype == "btrfs":
+        # Copy on write below copy on write scatters the container over the drive.
+        flags = struct.unpack("=l", fcntl.ioctl(fd, _FS_IOC_GETFLAGS, bytes(8))[:8])[0]
+        fcntl.ioctl(fd, _FS_IOC_SETFLAGS, struct.pack("=l", flags | _FS_NOCOW_FL))
+    meter = Meter(control, length)
+    zeros = bytes(_STEP)
+    try:
+        for offset in range(0, length, _STEP):
+            control.check()
+            part = min(_STEP, length - offset)
+            if fstype in _ZEROED_LATER:
+                _write(fd, zeros[:part], offset)
+                os.fdatasync(fd)
+            else:
+                os.posix_fallocate(fd, offset, part)
+            meter.at(offset + part)
+        os.fsync(fd)
+    except OSError as exc:
+        raise DriveFull(
+            f"The container could not be made: {exc.strerror}.", "Say a smaller --size."
+        ) from exc
+
+
+def _write(fd: int, data: bytes, offset: int) -> None:
+    while data:
+        done = os.pwrite(fd, data, offset)
+        data, offset = data[done:], offset + done
+
+
+def _header_of(backing: str) -> headers.Header:
+    fd = os.open(backing, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return headers.read(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _enrolled(options: Options, header: headers.Header, toml: str) -> Iterator[None]:
+    """Header first, then whatever the block does, then the entry: all of it or nothing."""
+    name = options.name
+    _set_aside(name)
+    headers.store(name, header)
+    target = paths.DRIVES_D / f"{name}.toml"
+    fresh = target.with_name(f".{name}.toml.new")
+    try:
+        yield
+        paths.DRIVES_D.mkdir(mode=0o755, parents=True, exist_ok=True)
+        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "w") as file:
+            file.write(toml)
+            file.flush()
+            os.fsync(fd)
+        # A link, unlike a rename, never replaces an entry that came up meanwhile.
+        os.link(fresh, target)
+        fresh.unlink()
+        headers.fsync_directory(target.parent)
+    except (CryptbackError, OSError) as exc:
+        with suppress(FileNotFoundError):
+            fresh.unlink()
+        headers.path_of(name).unlink()
+        if isinstance(exc, OSError):
+            raise DriveFailed(f"The entry could not be written: {exc.strerror}.") from exc
+        raise
+
+
+def _set_aside(name: str) -> None:
+    """Keep a stored header that no entry uses any more: it may be a volume's only good one."""
+    old = headers.path_of(name)
+    if old.exists():
+        status = old.stat()
+        old.rename(old.with_name(f"{name}.until-{int(status.st_mtime)}"))

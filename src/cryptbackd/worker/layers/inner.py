@@ -1,0 +1,62 @@
+"""The filesystem inside the container.
+
+Lives from the mount to the unmount of the armed mapping, which it keeps alive.  A last
+small file, written past the cache, proves before the unmount that it still takes writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ...errors import DriveFailed, Refused, ToolFailed
+from ...run import run
+from ...text import printable
+from ..control import Control
+from ..device import cap_dirty_pages, probe
+from .luks import Volume
+from .mounted import Mounted, mounted
+
+_SAFE = "nosuid,nodev,noexec,noatime"
+OPTIONS = {"btrfs": _SAFE, "ext4": f"{_SAFE},errors=remount-ro", "xfs": _SAFE}
+"""The filesystem types that a container may hold, with how each is mounted."""
+
+_MAKE = {
+    "btrfs": ["/usr/sbin/mkfs.btrfs", "--quiet"],
+    # Every version of a hard-linked tree needs inodes for its directories: one for 4 KiB.
+    "ext4": ["/usr/sbin/mkfs.ext4", "-q", "-i", "4096", "-m", "0"],
+    "xfs": ["/usr/sbin/mkfs.xfs", "-q"],
+}
+
+SMALLEST = {"btrfs": 128 << 20, "ext4": 32 << 20, "xfs": 320 << 20}
+"""Bytes below which mkfs refuses, or what it makes holds nothing, header not counted."""
+
+
+@contextmanager
+def inner(volume: Volume, where: Path) -> Iterator[Mounted]:
+    """Mount the filesystem in *volume* at *where* while the block runs."""
+    found = probe(volume.node)
+    fstype = found.get("TYPE", "")
+    if fstype not in OPTIONS:
+        raise Refused(
+            f"The container holds {printable(fstype) or 'no filesystem'}, which can't hold a"
+            " backup.",
+            "These can: " + ", ".join(sorted(OPTIONS)) + ".",
+        )
+    what = f"The {fstype} filesystem in the container"
+    with mounted(volume.node, volume.devno, where, fstype, OPTIONS[fstype], what) as filesystem:
+        bdi = Path("/sys/fs/btrfs", found.get("UUID", "-"), "bdi")
+        cap_dirty_pages(bdi.resolve().name if bdi.exists() else volume.devno)
+        try:
+            yield filesystem
+        finally:
+            filesystem.prove_writable()
+
+
+def make_filesystem(volume: Volume, fstype: str, control: Control) -> None:
+    """Make the inner filesystem *fstype*; raises DriveFailed and Cancelled."""
+    try:
+        run([*_MAKE[fstype], volume.node], deadline=600, interrupt=control.interrupt)
+    except ToolFailed as exc:
+        raise DriveFailed(f"The inner filesystem can't be made: {exc.sentence}") from exc

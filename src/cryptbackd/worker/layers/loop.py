@@ -1,0 +1,127 @@
+"""The container file as a block device.
+
+A loop device is born with ``LO_FLAGS_AUTOCLEAR``: the kernel unbinds it when its last user
+closes it, so from the first moment on it can't outlive us.  Until dm-crypt has it, our
+descriptor is that user (loop(4), LOOP_CONFIGURE: Linux 5.8).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import attrs
+
+from ...errors import DriveFailed, ForgedDrive
+from ..gone import watch
+
+_LOOP_CTL_GET_FREE = 0x4C82
+_LOOP_CONFIGURE = 0x4C0A
+_LOOP_GET_STATUS64 = 0x4C05
+_LO_FLAGS_AUTOCLEAR = 4
+_LO_FLAGS_DIRECT_IO = 16
+_INFO = struct.Struct("=QQQQQIIII64s64s32s2Q")
+_CONFIG_HEAD = struct.Struct("=II")
+_CONFIG_TAIL = bytes(64)
+_BLOCK_SIZE = 4096
+_TRIES = 64
+"""How often somebody else may take the free loop device before us."""
+
+
+@attrs.define
+class Loop:
+    """A bound loop device; ``direct_io`` is read back, not assumed."""
+
+    node: str
+    fd: int
+    direct_io: bool
+
+    def hand_over(self) -> None:
+        """Something else holds the device open now: let go, so that it goes with that."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+@contextmanager
+def loop(files: Sequence[int]) -> Iterator[Loop]:
+    """Bind a loop device to the opened container while the block runs.
+
+    *files* are the parts of the container in order; for now there is one.  Raises
+    DriveFailed when none can be had, or when it is still bound afterwards.
+    """
+    (file,) = files
+    device = _bind(file)
+    backing = Path("/sys/class/block", Path(device.node).name, "loop/backing_file")
+    with watch() as kernel_events:
+        try:
+            yield device
+        finally:
+            device.hand_over()
+            if not kernel_events.until(lambda: not backing.exists(), 10):
+                raise DriveFailed(
+                    f"{device.node} is still bound to the container.",
+                    "Something else opened it; `lsof` may tell.",
+                )
+
+
+def _bind(file: int) -> Loop:
+    control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        for _ in range(_TRIES):
+            number = fcntl.ioctl(control, _LOOP_CTL_GET_FREE)
+            node = f"/dev/loop{number}"
+            fd = os.open(node, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                _configure(fd, file)
+                _check_backing(fd, file)
+                return Loop(node, fd, _flags(fd) & _LO_FLAGS_DIRECT_IO != 0)
+            except OSError as exc:
+                os.close(fd)
+                if exc.errno != errno.EBUSY:
+                    raise DriveFailed(
+                        f"No loop device could be bound to the container: {exc.strerror}."
+                    ) from exc
+            except BaseException:
+                os.close(fd)
+                raise
+    except OSError as exc:
+        raise DriveFailed(f"No loop device is to be had: {exc.strerror}.") from exc
+    finally:
+        os.close(control)
+    raise DriveFailed("No loop device is to be had: others took each one before us.")
+
+
+def _configure(fd: int, file: int) -> None:
+    name = b"cryptbackd"
+    flags = _LO_FLAGS_AUTOCLEAR | _LO_FLAGS_DIRECT_IO
+    info = _INFO.pack(0, 0, 0, 0, 0, 0, 0, 0, flags, name, b"", b"", 0, 0)
+    config = bytearray(_CONFIG_HEAD.pack(file, _BLOCK_SIZE) + info + _CONFIG_TAIL)
+    fcntl.ioctl(fd, _LOOP_CONFIGURE, config)
+
+
+def _status(fd: int) -> tuple[int, int, int]:
+    fields = _INFO.unpack(fcntl.ioctl(fd, _LOOP_GET_STATUS64, bytes(_INFO.size)))
+    return fields[0], fields[1], fields[8]
+
+
+def _flags(fd: int) -> int:
+    return _status(fd)[2]
+
+
+def _check_backing(fd: int, file: int) -> None:
+    device, inode, _flags = _status(fd)
+    status = os.fstat(file)
+    if (device, inode) != (_huge_encode(status.st_dev), status.st_ino):
+        raise ForgedDrive("The loop device is bound to another file than the container.")
+
+
+def _huge_encode(dev: int) -> int:
+    """A device number as the kernel writes it in ``lo_device`` (linux/kdev_t.h)."""
+    major, minor = os.major(dev), os.minor(dev)
+    return (minor & 0xFF) | (major << 8) | ((minor & ~0xFF) << 12)

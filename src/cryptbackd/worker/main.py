@@ -1,0 +1,121 @@
+"""The worker's two processes, and how each ends.
+
+What the daemon starts is a *stub*: it leaves the mount and PID namespaces, forks the real
+worker, which is process 1 of the new PID namespace, waits for it and ends as it ended.  So
+the stub's end means that nothing of the job is alive any more: the kernel reaps a PID
+namespace before its first process can be waited for (pid_namespaces(7)).  Both die when
+their parent dies.
+
+Mounts propagate from the host into the worker (slave), never back, and vanish with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import select
+import signal
+import socket
+import sys
+import traceback
+
+from .. import kernel, protocol
+from ..errors import CryptbackError, DriveFailed
+from ..model import JobKind, Outcome, RunResult
+from ..text import printable
+from .control import Control
+
+
+def main() -> int:
+    """Parse the command line of a worker; the exit status tells the daemon nothing more."""
+    parser = argparse.ArgumentParser(prog="cryptbackd.worker")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--socket", type=int, metavar="FD", help="do the job that comes over FD")
+    what.add_argument(
+        "--sweep",
+        nargs="?",
+        const="",
+        metavar="NAME",
+        help="lock what a dead worker (of that entry, or any) left open",
+    )
+    options = parser.parse_args()
+    if options.sweep is not None:
+        from .sweep import main as sweep
+
+        return sweep(options.sweep or None)
+    return _stub(options.socket)
+
+
+def _stub(fd: int) -> int:
+    daemon = os.getppid()
+    kernel.die_with_parent(signal.SIGKILL)
+    if os.getppid() != daemon:
+        return 1
+    kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWPID)
+    kernel.set_propagation("/", kernel.MS_REC | kernel.MS_SLAVE)
+    stub = os.pidfd_open(os.getpid())
+    child = os.fork()
+    if child == 0:
+        kernel.die_with_parent(signal.SIGKILL)
+        if _has_ended(stub):
+            os._exit(1)
+        os.close(stub)
+        os._exit(_worker(fd))
+    os.close(fd)
+    _pid, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status) & 0xFF
+
+
+def _has_ended(pidfd: int) -> bool:
+    """Whether the parent ended before we asked to die with it (it is not in our namespace,
+    so getppid() can't tell).
+    """
+    return bool(select.select([pidfd], [], [], 0)[0])
+
+
+def _worker(fd: int) -> int:
+    # Process 1 of a namespace ignores every signal that it has no handler for.
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    os.umask(0o077)
+    with socket.socket(fileno=fd) as sock:
+        control = Control(sock)
+        try:
+            start = control.start()
+        except protocol.ProtocolError as exc:
+            print(f"cryptbackd worker: {exc}", file=sys.stderr)
+            return 1
+        control.finish(_do(start, control))
+    return 0
+
+
+def _do(start: protocol.Start, control: Control) -> RunResult:
+    try:
+        if start.job is JobKind.BACKUP:
+            from .jobs.backup import backup
+
+            return backup(start, control)
+        if start.job is JobKind.INIT:
+            from .jobs.init import init
+
+            return init(start, control)
+        from .jobs.survey import survey
+
+        return survey(start, control)
+    except CryptbackError as exc:
+        return control.failed(exc)
+    except OSError as exc:
+        # An errno that no layer expected: the drive's fault more often than ours, but the
+        # traceback is what a bug report needs.
+        traceback.print_exc()
+        return control.failed(
+            DriveFailed(f"An operation failed unexpectedly: {printable(str(exc))}.")
+        )
+    except Exception as exc:
+        traceback.print_exc()
+        return RunResult(
+            Outcome.FAILED,
+            f"cryptbackd made a mistake: {type(exc).__name__}.",
+            "The journal has the details; please report it.",
+            error="CryptbackError",
+            warnings=list(control.warnings),
+        )

@@ -1,0 +1,22 @@
+"""The proof that the drive may be pulled.
+
+Runs when every layer is down.  Only here is ``control.safe`` set: whatever else happened in
+the run, "you may unplug" is said if, and only if, each condition held.
+"""
+
+from __future__ import annotations
+
+from ..model import Device, Phase
+from .control import Control
+from .device import flush, prove_free
+
+
+def release(device: Device, fd: int, control: Control) -> None:
+    """Have the drive write out its cache, and prove that nobody holds it.
+
+    *fd* is the block device, opened before the first layer.  Raises DriveFailed.
+    """
+    control.phase(Phase.PROVING)
+    flush(fd, device.node)
+    prove_free(device.disk)
+    control.safe = True

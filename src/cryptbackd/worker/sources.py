@@ -1,0 +1,239 @@
+"""What is copied: the sources of an entry, and how the reader gets to see them.
+
+:func:`plan` looks at each source once and decides whether it is read, or whether its last
+state is kept because it is missing, on another filesystem than before, or empty where it
+was not.  :func:`stage` then builds a tree that holds the sources under their absolute paths
+and nothing else: read-only bind mounts of the very directories that were looked at, below
+directories that look like the real ones.  The mounts live as long as the worker.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import attrs
+
+from .. import kernel
+from .control import Control, escaped
+from .mountinfo import mounts
+
+_NO_LINKS = kernel.RESOLVE_NO_SYMLINKS | kernel.RESOLVE_NO_MAGICLINKS
+_MAX_LINKS = 40
+_HAS_FSID_OF_ITS_UUID = ("ext2", "ext3", "ext4")
+
+
+@attrs.define
+class Source:
+    """One source.  ``fd`` is an O_PATH descriptor, or -1 when its last state is kept."""
+
+    path: str
+    filesystem: str
+    """What it lies on, so that the next run can tell whether that is still so."""
+    fd: int = -1
+
+
+@attrs.frozen
+class Plan:
+    """The sources to read, those to keep, and the mount points below that were left out."""
+
+    read: tuple[Source, ...]
+    kept: tuple[Source, ...]
+    skipped_mounts: tuple[str, ...]
+    recursive: bool
+
+    def filesystems(self) -> dict[str, str]:
+        """Source to filesystem, for the version's record."""
+        return {source.path: source.filesystem for source in (*self.read, *self.kept)}
+
+
+def plan(
+    include: Sequence[str],
+    *,
+    cross_filesystems: bool,
+    last_tree: Path | None,
+    last_filesystems: Mapping[str, str],
+    known_skipped: Sequence[str],
+    accept: bool,
+    control: Control,
+) -> Plan:
+    """Decide for each source; what is kept or left out is warned about through *control*.
+
+    *last_tree* holds the last state of the sources under their absolute paths (None: there
+    is none).  *accept* takes sources that are empty or on another filesystem as they are.
+    """
+    read, kept = [], []
+    hint = "Its last state was kept (`cryptback run --accept-changes` takes it as it is)."
+    for path in _outermost(include):
+        before = last_filesystems.get(path, "")
+        try:
+            source = Source(path, before, _open(path))
+        except OSError as exc:
+            why = "is missing" if exc.errno == errno.ENOENT else f"can't be read: {exc.strerror}"
+            control.warn(f"The source {escaped(path)} {why}. Its last state was kept.")
+            kept.append(Source(path, before))
+            continue
+        source.filesystem = _filesystem(source.fd)
+        fault = ""
+        if last_tree is not None and not accept:
+            if before not in ("", source.filesystem):
+                fault = "is on another filesystem than before"
+            elif _is_empty(source.fd) and _has_content(last_tree, path):
+                fault = "is empty, and was not before"
+        if fault:
+            control.warn(f"The source {escaped(path)} {fault}. {hint}")
+            os.close(source.fd)
+            kept.append(Source(path, before))
+        else:
+            read.append(source)
+    skipped = () if cross_filesystems else _mounts_below(read)
+    for point in skipped:
+        if point not in known_skipped:
+            control.warn(
+                f"{escaped(point)} is another filesystem and was left out"
+                " (`cross_filesystems = true` would take it along)."
+            )
+    return Plan(tuple(read), tuple(kept), skipped, cross_filesystems)
+
+
+def _outermost(include: Sequence[str]) -> list[str]:
+    """The sources without those that lie in another one and on the same filesystem."""
+    found: list[str] = []
+    for path in sorted({os.path.normpath(path).replace("//", "/") for path in include}):
+        inside = any(path.startswith(other.rstrip("/") + "/") for other in found)
+        if not inside or os.path.ismount(path):
+            found.append(path)
+    return found
+
+
+def _open(path: str) -> int:
+    """An O_PATH descriptor of *path*.
+
+    A symbolic link on the way is followed only if it is root's: whoever else can put one
+    there would decide what root copies.
+    """
+    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            return kernel.openat2(root, path.strip("/") or ".", os.O_PATH, _NO_LINKS)
+        except OSError as exc:
+            if exc.errno != errno.ELOOP:
+                raise
+        real = _follow_links_of_root(path)
+        return kernel.openat2(root, real.strip("/") or ".", os.O_PATH, _NO_LINKS)
+    finally:
+        os.close(root)
+
+
+def _follow_links_of_root(path: str) -> str:
+    done, rest = "/", [part for part in path.split("/") if part]
+    links = 0
+    while rest:
+        here = os.path.normpath(os.path.join(done, rest.pop(0)))
+        status = os.lstat(here)
+        if not stat.S_ISLNK(status.st_mode):
+            done = here
+            continue
+        links += 1
+        if links > _MAX_LINKS or status.st_uid != 0:
+            raise OSError(
+                errno.ELOOP, "a symbolic link on the way to it does not belong to root", here
+            )
+        target = os.readlink(here)
+        if target.startswith("/"):
+            done = "/"
+        rest = [part for part in target.split("/") if part] + rest
+    return done
+
+
+def _filesystem(fd: int) -> str:
+    """A word that stays the same as long as the source lies on the same filesystem.
+
+    Only ext2 to ext4 derive their fsid from their UUID (statfs(2)); of others only the
+    type is certain to be the same after a reboot.
+    """
+    status = os.fstat(fd)
+    devno = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
+    fstype = next((mount.fstype for mount in mounts() if mount.devno == devno), "unknown")
+    if fstype in _HAS_FSID_OF_ITS_UUID:
+        return f"{fstype}:{os.fstatvfs(fd).f_fsid:016x}"
+    return fstype
+
+
+def _is_empty(fd: int) -> bool:
+    if not stat.S_ISDIR(os.fstat(fd).st_mode):
+        return False
+    directory = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with os.scandir(directory) as entries:
+            return next(entries, None) is None
+    finally:
+        os.close(directory)
+
+
+def _has_content(tree: Path, path: str) -> bool:
+    try:
+        with os.scandir(tree / path.lstrip("/")) as entries:
+            return next(entries, None) is not None
+    except OSError:
+        return False
+
+
+def _mounts_below(sources: Sequence[Source]) -> tuple[str, ...]:
+    own = {source.path for source in sources}
+    roots = [source.path.rstrip("/") + "/" for source in sources]
+    below = {
+        mount.path
+        for mount in mounts()
+        if mount.path not in own
+        and any(mount.path.startswith(root) for root in roots)
+        and mount.fstype != "autofs"
+    }
+    # Of a mount in a mount only the outer one is worth a word.
+    return tuple(sorted(p for p in below if not any(p.startswith(other + "/") for other in below)))
+
+
+def stage(plan_: Plan, where: Path, last_tree: Path | None) -> None:
+    """Build the tree that the reader sees at *where*, an empty directory in the workspace."""
+    where.mkdir()
+    ancestors: dict[str, None] = {"": None}
+    for source in (*plan_.read, *plan_.kept):
+        parts = source.path.strip("/").split("/")[:-1]
+        for depth in range(len(parts)):
+            ancestors["/".join(parts[: depth + 1])] = None
+    for ancestor in ancestors:
+        if ancestor:
+            (where / ancestor).mkdir(exist_ok=True)
+    for ancestor in sorted(ancestors, reverse=True):
+        _resemble(where / ancestor, ancestor, last_tree)
+    for source in plan_.read:
+        target = where / source.path.lstrip("/")
+        if not target.exists():
+            if stat.S_ISDIR(os.fstat(source.fd).st_mode):
+                target.mkdir()
+            else:
+                target.touch()
+            _resemble(target.parent, os.path.dirname(source.path.lstrip("/")), last_tree)
+        kernel.bind_read_only(source.fd, str(target), recursive=plan_.recursive)
+        os.close(source.fd)
+        source.fd = -1
+
+
+def _resemble(staged: Path, path: str, last_tree: Path | None) -> None:
+    """Give the staged directory owner, mode, times and attributes of the real one."""
+    real = Path("/", path)
+    if not real.is_dir():
+        if last_tree is None or not (last_tree / path).is_dir():
+            return
+        real = last_tree / path
+    status = os.stat(real)
+    os.chown(staged, status.st_uid, status.st_gid)
+    with suppress(OSError):
+        # tmpfs may not take every extended attribute.
+        shutil.copystat(real, staged)
+    os.utime(staged, ns=(status.st_atime_ns, status.st_mtime_ns))

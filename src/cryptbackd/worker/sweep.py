@@ -1,0 +1,153 @@
+"""Locking what a dead worker left open.
+
+A worker arms the undo of everything it makes, but dies unarmed if it is killed between
+cryptsetup making a mapping and the arming.  The daemon sweeps after every worker that died,
+at its start, and systemd sweeps after the daemon's end (``ExecStopPost=``).
+
+Only a mapping whose name *and* dm UUID are ours is touched, and only udev cookies that came
+up while a volume of ours was being opened, that nobody waits for, and whose last user is
+dead.  Nothing here waits for udev (``--noudevsync``): a udev that doesn't answer is one way
+in which such a mapping comes to be.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from .. import kernel, paths
+from ..errors import ToolFailed
+from ..model import NAME
+from ..run import run
+from .gone import watch
+
+DMSETUP = "/usr/sbin/dmsetup"
+IPCRM = "/usr/bin/ipcrm"
+_COOKIE_MAGIC = 0x0D4D
+"""Upper half of the key of a device-mapper udev cookie (DM_COOKIE_MAGIC, libdevmapper.h)."""
+PATIENCE = 5.0
+"""Seconds in which what was closed must be gone."""
+
+
+def main(name: str | None) -> int:
+    """Sweep for the entry *name*, or for all; one JSON object a line says what was found.
+
+    The exit status is 1 when something could not be locked.
+    """
+    stuck = False
+    for mapping in _ours(name):
+        if not lock(mapping):
+            stuck = True
+            _tell("stuck", f"The volume {mapping} could not be locked: something else uses it.")
+        else:
+            _tell("swept", f"The volume {mapping} had been left open and was locked.")
+    for cookie in _forget_cookies(name):
+        _tell("swept", f"The udev cookie 0x{cookie:08x} had been left behind and was removed.")
+    return int(stuck)
+
+
+def _tell(kind: str, sentence: str) -> None:
+    print(json.dumps({kind: sentence}), flush=True)
+
+
+def _ours(name: str | None) -> list[str]:
+    """Names of the mappings that are ours by name and dm UUID."""
+    found = []
+    for directory in Path("/sys/class/block").glob("dm-*/dm"):
+        with suppress(OSError):
+            mapping = (directory / "name").read_text().strip()
+            uuid = (directory / "uuid").read_text().strip()
+            entry = mapping.removeprefix("cryptback-")
+            if (
+                mapping == paths.mapping(entry)
+                and NAME.fullmatch(entry)
+                and uuid.startswith("CRYPT-LUKS2-")
+                and uuid.endswith(f"-{mapping}")
+                and name in (None, entry)
+            ):
+                found.append(mapping)
+    return sorted(found)
+
+
+def lock(mapping: str) -> bool:
+    """Remove *mapping* if it is ours; whether it is gone afterwards.
+
+    Busy, it is armed at least: its last user's close ends it.
+    """
+    entry = mapping.removeprefix("cryptback-")
+    if mapping not in _ours(entry):
+        return True
+    with watch() as kernel_events:
+        for how in (["--retry"], ["--deferred"]):
+            with suppress(ToolFailed):
+                run([DMSETUP, "remove", *how, "--noudevsync", mapping], deadline=20)
+                break
+        return kernel_events.until(lambda: mapping not in _ours(entry), PATIENCE)
+
+
+@contextmanager
+def noted(name: str) -> Iterator[None]:
+    """Note which udev cookies stand before a volume of the entry *name* is opened.
+
+    While the note exists (until the block ends in order, or a sweep took it) a new cookie
+    without a living user is known to be ours.
+    """
+    paths.COOKIES.mkdir(mode=0o700, parents=True, exist_ok=True)
+    note = paths.COOKIES / name
+    note.write_text("\n".join(str(semid) for semid in _cookies()))
+    try:
+        yield
+    except BaseException:
+        _forget_cookies(name)
+        raise
+    note.unlink()
+
+
+def _cookies() -> dict[int, int]:
+    """Semaphore id to key of every device-mapper udev cookie (proc_sysvipc(5))."""
+    found = {}
+    for line in Path("/proc/sysvipc/sem").read_text().splitlines()[1:]:
+        fields = line.split()
+        key = int(fields[0]) & 0xFFFFFFFF
+        if key >> 16 == _COOKIE_MAGIC:
+            found[int(fields[1])] = key
+    return found
+
+
+def _forget_cookies(name: str | None) -> list[int]:
+    """Remove the cookies that came up under a note and have no living user; their keys."""
+    if not paths.COOKIES.is_dir():
+        return []
+    removed = []
+    for note in sorted(paths.COOKIES.iterdir()):
+        if name not in (None, note.name):
+            continue
+        before = {int(word) for word in note.read_text().split()}
+        for semid, key in _cookies().items():
+            if semid not in before and _is_abandoned(semid):
+                with suppress(ToolFailed):
+                    run([IPCRM, "--semaphore-id", str(semid)])
+                    removed.append(key)
+        note.unlink()
+    return removed
+
+
+def _is_abandoned(semid: int) -> bool:
+    try:
+        if kernel.waiters_for_zero(semid) > 0:
+            return False
+        user = kernel.last_semaphore_user(semid)
+    except OSError:
+        return False
+    if user == 0:
+        return False
+    try:
+        os.kill(user, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False

@@ -1,0 +1,313 @@
+"""The copy: rsync as two processes.
+
+The *writer* is an rsync that pulls into the container.  It starts the *reader*, the sending
+side, through bubblewrap: a process without capabilities but to read everything, that sees
+the staged sources read-only at ``/source`` and else only ``/usr``.  Both end before
+:func:`sync` does; nothing of theirs stays but temporary files in one directory, which the
+next run wipes.
+
+Which options, exit codes and messages are relied on: rsync(1).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import attrs
+
+from ..errors import Cancelled, CryptbackError, DriveFailed, DriveFull, ToolFailed
+from ..model import Phase
+from ..run import Child, child
+from ..text import printable
+from .control import Control, Meter, escaped
+
+RSYNC = "/usr/bin/rsync"
+BWRAP = "/usr/bin/bwrap"
+TEMPORARY = ".cryptback-tmp"
+"""Where rsync writes a file before it gets its name: in the root of the target."""
+
+_SOURCE = "/source"
+_PATIENCE = 3.0
+"""Seconds that rsync has to end in order when a job is stopped."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_BROKEN = (errno.EIO, errno.EROFS, errno.ENODEV, errno.ENXIO, errno.EUCLEAN, errno.ENOMEDIUM)
+_PARTIAL, _VANISHED = 23, 24
+_ABORTED_BY_ERROR = 11
+
+_COMPLAINT = re.compile(
+    r"rsync: \[(?P<side>sender|generator|receiver|Receiver)[^]]*\] (?P<what>.*?)"
+    r'(?:"(?P<path>/.*)"(?P<rest>.*?))?: (?P<why>[^:]+) \((?P<errno>\d+)\)'
+)
+_VANISHED_FILE = re.compile(r'file has vanished: "(?P<path>.*)"')
+_DISCARDED = re.compile(r"ERROR: (?P<path>.*) failed verification -- update discarded\.")
+_OCTAL = re.compile(rb"\\#([0-7]{3})")
+_PROGRESS = re.compile(r"\s*(\d+)\s+\d+%")
+_STATISTIC = re.compile(r"(Number of files|Total file size|Number of deleted files): (\d+)")
+_ITEM = "="
+"""Begins the lines of ``--out-format``; rsync's own begin with a space or a letter."""
+
+
+@attrs.define
+class Synced:
+    """What a sync did."""
+
+    files: int = 0
+    """Everything in the tree: files, directories, links and the rest."""
+    size: int = 0
+    changed_files: int = 0
+    changed_bytes: int = 0
+    deleted: int = 0
+
+
+@attrs.frozen
+class Job:
+    """One sync: from the staged tree into the target, both absolute."""
+
+    stage: Path
+    target: Path
+    exclude: tuple[str, ...]
+    keep: tuple[str, ...]
+    """Sources whose last state stays as it is."""
+    link_dest: tuple[Path, ...] = ()
+    """Trees whose unchanged files are linked into the target (ext4, xfs)."""
+    delete: bool = True
+
+
+def literal(path: str) -> str:
+    """*path* as an rsync pattern that matches nothing else (rsync(1), FILTER RULES).
+
+    A backslash is an escape only in a pattern with wildcards.
+    """
+    if not any(c in path for c in "*?["):
+        return path
+    return re.sub(r"([*?\[\\])", r"\\\1", path)
+
+
+def _arguments(job: Job, *, dry: bool, args_fd: int) -> list[str]:
+    filters = [f"--filter=P /{TEMPORARY}"]
+    filters += [f"--filter=P {literal(path)}" for path in job.keep]
+    filters += [f"--filter=- {pattern}" for pattern in job.exclude]
+    argv = [RSYNC, "--archive", "--hard-links", "--acls", "--xattrs", "--sparse"]
+    argv += ["--numeric-ids", "--whole-file", "--secluded-args", "--modify-window=-1"]
+    argv += ["--no-human-readable", "--outbuf=L", "--checksum-choice=xxh128", "--force"]
+    argv += [f"--temp-dir={job.target / TEMPORARY}", *filters]
+    if job.delete:
+        argv += ["--delete", "--delete-excluded"]
+    argv += [f"--link-dest={path}" for path in job.link_dest]
+    argv += [f"--rsh={BWRAP} --args {args_fd}", f"--rsync-path={RSYNC}"]
+    if dry:
+        argv += ["--dry-run", f"--out-format={_ITEM}%i %l"]
+    else:
+        # %C makes rsync log a file after it has its name, so that we can look at it then.
+        argv += ["--info=progress2", "--stats", f"--out-format={_ITEM}%i %C %n"]
+    # The "host" is what bubblewrap is to run in the end: env(1), which runs rsync.
+    return [*argv, f"env:{_SOURCE}/", f"{job.target}/"]
+
+
+@contextmanager
+def _reader_arguments(stage: Path) -> Iterator[int]:
+    """A descriptor with bubblewrap's arguments: paths need no quoting there (bwrap(1))."""
+    arguments = ["--die-with-parent", "--unshare-pid", "--cap-drop", "ALL"]
+    arguments += ["--cap-add", "CAP_DAC_READ_SEARCH", "--clearenv"]
+    arguments += ["--setenv", "PATH", "/usr/bin", "--setenv", "LC_ALL", "C.UTF-8"]
+    arguments += ["--ro-bind", "/usr", "/usr"]
+    for link in ("bin", "sbin", "lib", "lib32", "lib64"):
+        if os.path.islink(f"/{link}"):
+            arguments += ["--symlink", f"usr/{link}", f"/{link}"]
+    arguments += ["--ro-bind", str(stage), _SOURCE, "--chdir", "/"]
+    fd = os.memfd_create("reader-arguments", os.MFD_CLOEXEC)
+    try:
+        os.write(fd, b"".join(os.fsencode(argument) + b"\0" for argument in arguments))
+        os.lseek(fd, 0, os.SEEK_SET)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def sync(job: Job, control: Control) -> Synced:
+    """Bring the target up to date with the staged sources.
+
+    Files that can't be read, vanish or change meanwhile are warned about; the rest is
+    copied.  Raises DriveFull, DriveFailed, ToolFailed and Cancelled.
+    """
+    temporary = job.target / TEMPORARY
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(mode=0o700)
+    control.phase(Phase.COMPARING)
+    total = _Rsync(job, control, dry=True).compare()
+    control.phase(Phase.SYNCING)
+    synced = _Rsync(job, control, dry=False).copy(total)
+    control.check()
+    shutil.rmtree(temporary)
+    return synced
+
+
+class _Rsync:
+    """One run of rsync, and what its lines tell."""
+
+    def __init__(self, job: Job, control: Control, *, dry: bool) -> None:
+        self._job = job
+        self._control = control
+        self._dry = dry
+        self._total = 0
+        self._synced = Synced()
+        self._meter: Meter | None = None
+        self._fatal: CryptbackError | None = None
+        self._warned = 0
+
+    def compare(self) -> int:
+        """Bytes that a copy would transfer."""
+        self._run()
+        return self._total
+
+    def copy(self, total: int) -> Synced:
+        """Copy; *total* bytes are expected."""
+        self._meter = Meter(self._control, total)
+        self._run()
+        return self._synced
+
+    def _run(self) -> None:
+        try:
+            with _reader_arguments(self._job.stage) as args_fd:
+                argv = _arguments(self._job, dry=self._dry, args_fd=args_fd)
+                with child(argv, pass_fds=[args_fd]) as rsync:
+                    status = self._follow(rsync)
+        finally:
+            _end_everything_else()
+        self._judge(status)
+
+    def _follow(self, rsync: Child) -> int:
+        """Read what rsync says until it ends, or is to be ended; its exit status."""
+        rest = {"out": b"", "err": b""}
+        lines = {"out": self._out, "err": self._err}
+        try:
+            for stream, chunk in rsync.read(interrupt=self._control.interrupt):
+                *whole, rest[stream] = re.split(rb"[\r\n]", rest[stream] + chunk)
+                for line in whole:
+                    lines[stream](line)
+                if self._fatal is not None:
+                    rsync.terminate(_PATIENCE)
+                    break
+        except Cancelled:
+            rsync.terminate(_PATIENCE)
+            raise
+        return rsync.wait()
+
+    def _out(self, raw: bytes) -> None:
+        line = raw.decode("utf-8", "surrogateescape")
+        if line.startswith(_ITEM):
+            self._item(raw[1:])
+        elif match := _PROGRESS.match(line):
+            if self._meter is not None:
+                self._meter.at(int(match[1]))
+        elif match := _STATISTIC.match(line):
+            number = int(match[2])
+            if match[1] == "Number of files":
+                self._synced.files = number
+            elif match[1] == "Total file size":
+                self._synced.size = number
+            else:
+                self._synced.deleted = number
+
+    def _item(self, line: bytes) -> None:
+        change, _space, rest = line.partition(b" ")
+        if change[1:2] != b"f" or change[:1] not in b"><":
+            return
+        if self._dry:
+            self._total += int(rest)
+            return
+        _checksum, _space, name = rest.lstrip().partition(b" ")
+        path = _OCTAL.sub(lambda match: bytes([int(match[1], 8)]), name)
+        self._synced.changed_files += 1
+        self._check_unchanged(path)
+
+    def _check_unchanged(self, path: bytes) -> None:
+        """Rsync doesn't notice a file that is written to while it is read."""
+        try:
+            copy = os.lstat(os.path.join(os.fsencode(self._job.target), path))
+            source = os.lstat(os.path.join(os.fsencode(self._job.stage), path))
+        except FileNotFoundError:
+            return
+        self._synced.changed_bytes += copy.st_size
+        if (copy.st_size, copy.st_mtime_ns) != (source.st_size, source.st_mtime_ns):
+            self._warn(f"{escaped(b'/' + path)} changed while it was read.")
+
+    def _err(self, raw: bytes) -> None:
+        line = raw.decode("utf-8", "surrogateescape")
+        if match := _COMPLAINT.match(line):
+            self._complaint(match)
+        elif match := _VANISHED_FILE.match(line):
+            self._warn(f"{escaped(_at_home(match['path']))} vanished while it was to be read.")
+        elif match := _DISCARDED.match(line):
+            self._warn(f"{escaped(match['path'])} changed while it was read and was left out.")
+        elif "skipping file deletion" in line:
+            self._warn("Nothing was deleted this time, as a directory could not be read.")
+        elif line and not line.startswith(("rsync error:", "rsync warning:", "WARNING:")):
+            self._last_words = printable(line)
+
+    _last_words = ""
+
+    def _complaint(self, match: re.Match[str]) -> None:
+        number, why = int(match["errno"]), match["why"]
+        if match["side"] == "sender":
+            path = match["path"]
+            what = escaped(_at_home(path)) if path else printable(match["what"].strip())
+            self._warn(f"{what} could not be read: {why}.")
+        elif number in _FULL:
+            self._fatal = DriveFull(
+                "There is no room left in the container.",
+                "The versions before are whole. Make room (remove sources, or enrol a bigger"
+                " container).",
+            )
+        elif number in _BROKEN:
+            self._fatal = DriveFailed(
+                f"The drive failed while it was written to: {why}.",
+                "Check it (journalctl -k); the versions before are as they were.",
+            )
+        else:
+            path = (match["path"] or "").removeprefix(str(self._job.target))
+            self._warn(f"{escaped(path)} could not be copied in full: {why}.")
+
+    def _warn(self, sentence: str) -> None:
+        if not self._dry:
+            self._warned += 1
+            self._control.warn(sentence)
+
+    def _judge(self, status: int) -> None:
+        if self._fatal is not None:
+            raise self._fatal
+        if status in (0, _VANISHED):
+            return
+        if status == _PARTIAL:
+            if not self._dry and not self._warned:
+                self._control.warn(f"Not everything could be copied: {self._last_words}")
+            return
+        if status == _ABORTED_BY_ERROR:
+            raise DriveFailed(f"The copy was given up: {self._last_words}")
+        raise ToolFailed(f"rsync ended with status {status}: {self._last_words}")
+
+
+def _at_home(path: str) -> str:
+    """The path of a source file as its owner knows it."""
+    return path.removeprefix(_SOURCE)
+
+
+def _end_everything_else() -> None:
+    """Kill and reap whatever else lives in our PID namespace: a reader may outlive its writer
+    by a moment, and we are its reaper (pid_namespaces(7)).
+    """
+    if os.getpid() != 1:
+        return
+    with suppress(ProcessLookupError):
+        os.kill(-1, signal.SIGKILL)
+    with suppress(ChildProcessError):
+        while True:
+            os.waitpid(-1, 0)

@@ -1,0 +1,48 @@
+"""Versions: what the drive keeps of each complete sync.
+
+A *store* offers a target to sync into and gives it a name when it is complete; a version is
+there whole or not at all.  Beside each version lies its record; see ``versions.record``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from ..layers.mounted import Mounted
+from . import btrfs, hardlinks
+
+CURRENT = "current"
+VERSIONS = "versions"
+
+
+class Store(Protocol):
+    """The versions in one container."""
+
+    target: Path
+    """What to sync into."""
+    link_dest: tuple[Path, ...]
+    """Trees whose unchanged files are to be linked into the target."""
+
+    def begin(self, last: Path | None) -> None:
+        """Make the target ready; *last* is the tree of the newest version."""
+
+    def last_state(self) -> Path | None:
+        """The tree that holds the last state of the sources; None when there is none."""
+
+    def retain(self, path: str) -> None:
+        """Have the last state of the source *path* stand in the target."""
+
+    def keep(self, version: Path) -> None:
+        """Give the synced target the name *version*."""
+
+
+def store(tree: Mounted) -> Store:
+    """The store in the mounted container."""
+    versions = tree.path / VERSIONS
+    if not versions.is_symlink():
+        versions.mkdir(mode=0o700, exist_ok=True)
+    current = tree.path / CURRENT
+    if tree.fstype == "btrfs":
+        return btrfs.BtrfsStore(current)
+    return hardlinks.HardLinkStore(current)

@@ -1,0 +1,70 @@
+"""Versions on ext4 and xfs: trees in which unchanged files are links to the version before.
+
+``current`` exists only while a run is going on, or after one that was interrupted: complete,
+it is renamed and thereby *is* the version.  A file in it may be a link into an older version,
+so it must never be changed in place.  Therefore an interrupted one is not written to again
+but set aside, and serves the next run as one more tree to link from.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from pathlib import Path
+
+from ...errors import DriveFailed, ForgedDrive, ToolFailed
+from ...run import run
+
+CP = "/usr/bin/cp"
+_ASIDE = ".interrupted-"
+_MOST_LINK_DESTS = 18
+"""rsync takes at most 20 ``--link-dest`` options."""
+
+
+class HardLinkStore:
+    """See ``versions.Store``."""
+
+    def __init__(self, current: Path) -> None:
+        self.target = current
+        self.link_dest: tuple[Path, ...] = ()
+        self._last: Path | None = None
+
+    def begin(self, last: Path | None) -> None:
+        """Set an interrupted target aside and make an empty one."""
+        root = self.target.parent
+        aside = sorted(root.glob(f"{_ASIDE}*"), key=lambda path: int(path.name[len(_ASIDE) :]))
+        if os.path.lexists(self.target):
+            if not stat.S_ISDIR(os.lstat(self.target).st_mode):
+                raise ForgedDrive('"current" in the container is not a directory.')
+            number = int(aside[-1].name[len(_ASIDE) :]) + 1 if aside else 1
+            aside.append(self.target.rename(root / f"{_ASIDE}{number}"))
+        for old in aside[:-_MOST_LINK_DESTS]:
+            shutil.rmtree(old)
+        newest_first = aside[-_MOST_LINK_DESTS:][::-1]
+        self._last = last
+        self.link_dest = (*newest_first, last) if last is not None else tuple(newest_first)
+        self.target.mkdir(mode=0o755)
+
+    def last_state(self) -> Path | None:
+        """The newest version: what is in the target is this run's."""
+        return self._last
+
+    def retain(self, path: str) -> None:
+        """Link the source's last state into the target."""
+        if self._last is None:
+            return
+        old, new = self._last / path.lstrip("/"), self.target / path.lstrip("/")
+        if not os.path.lexists(old) or os.path.lexists(new):
+            return
+        new.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            run([CP, "--archive", "--link", "--no-dereference", "--", str(old), str(new)])
+        except ToolFailed as exc:
+            raise DriveFailed(f"The last state could not be kept: {exc.sentence}") from exc
+
+    def keep(self, version: Path) -> None:
+        """The rename makes it a version; what was set aside has served."""
+        self.target.rename(version)
+        for path in self.target.parent.glob(f"{_ASIDE}*"):
+            shutil.rmtree(path)

@@ -1,0 +1,136 @@
+"""What is known of a version: its record, and the ledger that it is held against.
+
+The record ``versions/NAME.json`` is written, and made durable, before the version gets its
+name.  Order is the sequence number's, not the clock's.  The computer remembers of the last
+version its sequence number, name, nonce and the hash of its record (the ledger): a drive
+that shows less is older than it should be.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from ...model import LedgerEntry
+from ...text import printable
+
+FORMAT = 1
+_LARGEST = 16 << 20
+"""Bytes that a record may have; a longer one is no record."""
+
+
+@attrs.frozen
+class Version:
+    """A complete version on the drive, with its record."""
+
+    path: Path
+    record: dict[str, Any]
+    sha256: str
+
+    @property
+    def sequence(self) -> int:
+        """Its place in the order of versions, from 1."""
+        return int(self.record["sequence"])
+
+    @property
+    def ledger(self) -> LedgerEntry:
+        """What the computer is to remember of it."""
+        return LedgerEntry(self.sequence, self.path.name, str(self.record["nonce"]), self.sha256)
+
+
+def versions(directory: Path) -> list[Version]:
+    """The complete versions below *directory*, oldest first.
+
+    One without a record that can be read is left alone and not counted.
+    """
+    found = []
+    for path in directory.glob("*.json"):
+        tree = path.with_suffix("")
+        try:
+            if path.is_symlink() or tree.is_symlink() or not tree.is_dir():
+                continue
+            with path.open("rb") as file:
+                raw = file.read(_LARGEST)
+            record = json.loads(raw)
+            version = Version(tree, record, hashlib.sha256(raw).hexdigest())
+            if version.sequence >= 1 and isinstance(record["nonce"], str):
+                found.append(version)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return sorted(found, key=lambda version: version.sequence)
+
+
+def judge(found: list[Version], ledger: LedgerEntry | None) -> str:
+    """What is wrong with the drive by the ledger, as a sentence; "" for nothing.
+
+    A drive with versions beyond the ledger is one whose last run ended without being
+    recorded: fine as long as the ledger's own version is among them, unchanged.
+    """
+    if ledger is None:
+        return ""
+    same = next((v for v in found if v.sequence == ledger.sequence), None)
+    if same is not None:
+        if same.ledger == ledger:
+            return ""
+        return (
+            f"Its version {printable(same.path.name, 40)} is not the one that this computer"
+            f" made as number {ledger.sequence}: the drive may be a copy that was used elsewhere."
+        )
+    newest = found[-1] if found else None
+    if newest is not None and newest.sequence > ledger.sequence:
+        return (
+            f"The version {ledger.version} that this computer made last is not on it any more,"
+            " though newer ones are."
+        )
+    shown = f"its newest version is {printable(newest.path.name, 40)}" if newest else "it has none"
+    return (
+        f"It is older than this computer remembers: {shown}, the last one made was"
+        f" {ledger.version}. It may be a copy, have been set back, or have lost what it"
+        " said it had written."
+    )
+
+
+def fresh_name(directory: Path) -> str:
+    """A name for a version that is made now: UTC, to the second, and not taken."""
+    moment = time.time()
+    while True:
+        name = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment))
+        if not os.path.lexists(directory / name):
+            return name
+        moment += 1
+
+
+def write(directory: Path, name: str, fields: dict[str, Any]) -> Version:
+    """Write the record of the version *name*, durably; the version itself comes after."""
+    record = {
+        "format": FORMAT,
+        "version": name,
+        "nonce": secrets.token_hex(16),
+        "host": socket.gethostname(),
+        **fields,
+    }
+    raw = json.dumps(record, indent=1, ensure_ascii=True).encode() + b"\n"
+    path = directory / f"{name}.json"
+    fresh = directory / f".{name}.json.new"
+    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(raw)
+        file.flush()
+        os.fsync(fd)
+    fresh.rename(path)
+    return Version(directory / name, record, hashlib.sha256(raw).hexdigest())
+
+
+def tidy(directory: Path) -> None:
+    """Remove records whose version never came to be."""
+    for path in (*directory.glob("*.json"), *directory.glob(".*.json.new")):
+        if path.name.startswith(".") or not os.path.lexists(path.with_suffix("")):
+            path.unlink()
