@@ -1,0 +1,304 @@
+"""What was done: runs, ended insertions, and the ledger of each drive.
+
+One SQLite file below the state directory, written with ``synchronous=FULL``, so that what
+was recorded survives a loss of power.  The database is never a reason not to back up: one
+that can't be read is moved aside, and when nothing can be written the history goes on in
+memory; either is told to the journal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import attrs
+
+from ..model import JobKind, LedgerEntry, Outcome, RunResult
+from ..text import printable
+from .policy import Past
+
+_VERSION = 1
+_SCHEMA = """
+CREATE TABLE runs (
+    id TEXT PRIMARY KEY,
+    entry TEXT NOT NULL,
+    job TEXT NOT NULL,
+    boot_id TEXT NOT NULL,
+    diskseq INTEGER NOT NULL,
+    started REAL NOT NULL,
+    finished REAL,
+    outcome TEXT,
+    interrupted INTEGER NOT NULL DEFAULT 0,
+    error TEXT NOT NULL DEFAULT '',
+    sentence TEXT NOT NULL DEFAULT '',
+    hint TEXT NOT NULL DEFAULT '',
+    warnings TEXT NOT NULL DEFAULT '[]',
+    version TEXT NOT NULL DEFAULT '',
+    files INTEGER NOT NULL DEFAULT 0,
+    size INTEGER NOT NULL DEFAULT 0,
+    changed_files INTEGER NOT NULL DEFAULT 0,
+    changed_bytes INTEGER NOT NULL DEFAULT 0,
+    safe INTEGER NOT NULL DEFAULT 0,
+    powered_off INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX runs_by_entry ON runs (entry, started);
+CREATE INDEX runs_by_insertion ON runs (boot_id, diskseq);
+CREATE TABLE ejected (
+    boot_id TEXT NOT NULL,
+    diskseq INTEGER NOT NULL,
+    PRIMARY KEY (boot_id, diskseq)
+);
+CREATE TABLE ledger (
+    entry TEXT PRIMARY KEY,
+    sequence INTEGER NOT NULL,
+    version TEXT NOT NULL,
+    nonce TEXT NOT NULL,
+    record_sha256 TEXT NOT NULL
+);
+"""
+
+
+@attrs.frozen
+class Insertion:
+    """The time from a disk's plugging to its pulling."""
+
+    boot_id: str
+    diskseq: int
+
+
+@attrs.frozen
+class Run:
+    """One run, as it is kept.  Times are Unix times; ``finished`` 0 and ``outcome`` None while
+    it goes on.
+    """
+
+    id: str
+    entry: str
+    job: JobKind
+    started: float
+    finished: float = 0.0
+    outcome: Outcome | None = None
+    interrupted: bool = False
+    error: str = ""
+    sentence: str = ""
+    hint: str = ""
+    warnings: tuple[str, ...] = ()
+    version: str = ""
+    files: int = 0
+    size: int = 0
+    changed_files: int = 0
+    changed_bytes: int = 0
+    safe: bool = False
+    powered_off: bool = False
+
+
+_COLUMNS = ", ".join(field.name for field in attrs.fields(Run))
+
+
+def _run(row: Sequence[object]) -> Run:
+    values = dict(zip((field.name for field in attrs.fields(Run)), row, strict=True))
+    values["job"] = JobKind(str(values["job"]))
+    values["finished"] = values["finished"] or 0.0
+    values["outcome"] = Outcome(str(values["outcome"])) if values["outcome"] else None
+    values["warnings"] = tuple(json.loads(str(values["warnings"])))
+    for name in ("interrupted", "safe", "powered_off"):
+        values[name] = bool(values[name])
+    return Run(**values)  # type: ignore[arg-type]
+
+
+class History:
+    """The open history.  *trouble* is told, in a sentence, what went wrong with it."""
+
+    def __init__(self, path: Path, trouble: Callable[[str], None]) -> None:
+        self._path = path
+        self._trouble = trouble
+        try:
+            self._db = self._open()
+        except (sqlite3.DatabaseError, OSError, _UnknownVersion) as exc:
+            self._db = self._begin_anew(exc)
+
+    def close(self) -> None:
+        """Close the database; nothing can be asked or recorded any more."""
+        self._db.close()
+
+    def interrupted_by_death(self, sentence: str, now: float) -> list[Run]:
+        """End the runs that the daemon didn't live to end, as failed with this *sentence*; call
+        it once, after the sweep.
+        """
+        unfinished = [_run(row) for row in self._ask("WHERE finished IS NULL", ())]
+        self._write(
+            "UPDATE runs SET finished = ?, outcome = ?, interrupted = 1, sentence = ?"
+            " WHERE finished IS NULL",
+            (now, Outcome.FAILED.value, sentence),
+        )
+        return [
+            attrs.evolve(
+                run, finished=now, outcome=Outcome.FAILED, interrupted=True, sentence=sentence
+            )
+            for run in unfinished
+        ]
+
+    def begin(self, run: Run, insertion: Insertion) -> None:
+        """Record that *run* has begun."""
+        self._write(
+            "INSERT INTO runs (id, entry, job, boot_id, diskseq, started)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                run.id, run.entry, run.job.value,
+                insertion.boot_id, insertion.diskseq, run.started,
+            ),
+        )  # fmt: skip
+
+    def finish(self, run_id: str, result: RunResult, interrupted: bool, now: float) -> None:
+        """Record how the run ended."""
+        self._write(
+            "UPDATE runs SET finished = ?, outcome = ?, interrupted = ?, error = ?, sentence = ?,"
+            " hint = ?, warnings = ?, version = ?, files = ?, size = ?, changed_files = ?,"
+            " changed_bytes = ?, safe = ?, powered_off = ? WHERE id = ?",
+            (
+                now, result.outcome.value, interrupted, result.error, result.sentence,
+                result.hint, json.dumps(result.warnings), result.version, result.files,
+                result.size, result.changed_files, result.changed_bytes, result.safe,
+                result.powered_off, run_id,
+            ),
+        )  # fmt: skip
+
+    def runs(self, entry: str | None = None, limit: int = 100) -> list[Run]:
+        """The last runs, youngest first; of all entries when *entry* is None."""
+        where = "" if entry is None else "WHERE entry = ? "
+        rows = self._ask(
+            f"{where}ORDER BY started DESC, rowid DESC LIMIT ?",
+            (limit,) if entry is None else (entry, limit),
+        )
+        return [_run(row) for row in rows]
+
+    def last(self, entry: str) -> Run | None:
+        """The last run of *entry* that has ended."""
+        rows = self._ask(
+            "WHERE entry = ? AND finished IS NOT NULL ORDER BY finished DESC, rowid DESC LIMIT 1",
+            (entry,),
+        )
+        return _run(rows[0]) if rows else None
+
+    def last_success(self, entry: str) -> float:
+        """When the last run of *entry* that made a version ended (Unix time; 0: never)."""
+        rows = self._execute(
+            "SELECT max(finished) FROM runs WHERE entry = ? AND version != ''"
+            " AND outcome IN ('done', 'warnings')",
+            (entry,),
+        )
+        return float(rows[0][0] or 0)
+
+    def past(self, entry: str, insertion: Insertion) -> list[Past]:
+        """The runs of *entry* in this insertion, as the policy wants to know them."""
+        rows = self._execute(
+            "SELECT outcome, interrupted FROM runs WHERE entry = ? AND boot_id = ? AND diskseq = ?",
+            (entry, insertion.boot_id, insertion.diskseq),
+        )
+        return [Past(Outcome(row[0]) if row[0] else None, bool(row[1])) for row in rows]
+
+    def last_on(self, insertion: Insertion) -> Run | None:
+        """The last run in this insertion, of any entry, that touched the drive and has ended."""
+        rows = self._ask(
+            "WHERE boot_id = ? AND diskseq = ? AND finished IS NOT NULL AND outcome != 'skipped'"
+            " ORDER BY finished DESC, rowid DESC LIMIT 1",
+            (insertion.boot_id, insertion.diskseq),
+        )
+        return _run(rows[0]) if rows else None
+
+    def eject(self, insertion: Insertion) -> None:
+        """Somebody asked for this disk to be let go: the insertion is over for every entry."""
+        self._write("DELETE FROM ejected WHERE boot_id != ?", (insertion.boot_id,))
+        self._write(
+            "INSERT OR IGNORE INTO ejected VALUES (?, ?)", (insertion.boot_id, insertion.diskseq)
+        )
+
+    def ejected(self, insertion: Insertion) -> bool:
+        """Whether :meth:`eject` was said of this insertion."""
+        return bool(
+            self._execute(
+                "SELECT 1 FROM ejected WHERE boot_id = ? AND diskseq = ?",
+                (insertion.boot_id, insertion.diskseq),
+            )
+        )
+
+    def ledger(self, entry: str) -> LedgerEntry | None:
+        """What is remembered of the last proven version of *entry*."""
+        rows = self._execute(
+            "SELECT sequence, version, nonce, record_sha256 FROM ledger WHERE entry = ?", (entry,)
+        )
+        return LedgerEntry(*rows[0]) if rows else None
+
+    def set_ledger(self, entry: str, ledger: LedgerEntry | None) -> None:
+        """Remember *ledger* for *entry*; None forgets it (a new container holds nothing)."""
+        if ledger is None:
+            self._write("DELETE FROM ledger WHERE entry = ?", (entry,))
+            return
+        self._write(
+            "INSERT OR REPLACE INTO ledger VALUES (?, ?, ?, ?, ?)", (entry, *attrs.astuple(ledger))
+        )
+
+    def _ask(self, rest: str, values: Sequence[object]) -> list[sqlite3.Row]:
+        # What is put together here are column names and clauses of ours, never a value.
+        return self._execute(f"SELECT {_COLUMNS} FROM runs {rest}", values)  # noqa: S608
+
+    def _write(self, statement: str, values: Sequence[object]) -> None:
+        self._execute(statement, values)
+
+    def _execute(self, statement: str, values: Sequence[object]) -> list[sqlite3.Row]:
+        try:
+            return self._db.execute(statement, values).fetchall()
+        except sqlite3.DatabaseError as exc:
+            self._db.close()
+            self._db = self._remember_only(exc)
+            return self._db.execute(statement, values).fetchall()
+
+    def _open(self) -> sqlite3.Connection:
+        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        db = sqlite3.connect(self._path, isolation_level=None)
+        try:
+            db.execute("PRAGMA synchronous = FULL")
+            version = db.execute("PRAGMA user_version").fetchone()[0]
+            if version == 0:
+                _create(db)
+            elif version != _VERSION:
+                raise _UnknownVersion(f"its schema has version {version}")
+            elif db.execute("PRAGMA quick_check").fetchone()[0] != "ok":
+                raise sqlite3.DatabaseError("it is damaged")
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _begin_anew(self, fault: Exception) -> sqlite3.Connection:
+        aside = self._path.with_name(f"{self._path.name}.unreadable")
+        try:
+            os.replace(self._path, aside)
+            db = self._open()
+        except (sqlite3.DatabaseError, OSError) as exc:
+            return self._remember_only(exc)
+        self._trouble(
+            f"The history {self._path} can't be read ({printable(str(fault))});"
+            f" it was moved to {aside}, and a new one begun."
+        )
+        return db
+
+    def _remember_only(self, fault: Exception) -> sqlite3.Connection:
+        self._trouble(
+            f"The history {self._path} can't be used ({printable(str(fault))});"
+            " what happens now is remembered only until the service stops."
+        )
+        db = sqlite3.connect(":memory:", isolation_level=None)
+        _create(db)
+        return db
+
+
+class _UnknownVersion(Exception):
+    """A schema that this program does not know."""
+
+
+def _create(db: sqlite3.Connection) -> None:
+    db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")

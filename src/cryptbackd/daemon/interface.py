@@ -1,0 +1,67 @@
+"""What ``org.cryptback1`` offers, as introspection tells it; part of the interface."""
+
+NAME = "org.cryptback1"
+PATH = "/org/cryptback1"
+INTERFACE = "org.cryptback1.Manager"
+
+XML = """\
+<!DOCTYPE node PUBLIC "-//freedesktop//DTD D-BUS Object Introspection 1.0//EN"
+ "http://www.freedesktop.org/standards/dbus/1.0/introspect.dtd">
+<node>
+  <interface name="org.freedesktop.DBus.Introspectable">
+    <method name="Introspect"><arg type="s" direction="out"/></method>
+  </interface>
+  <interface name="org.freedesktop.DBus.Peer">
+    <method name="Ping"/>
+    <method name="GetMachineId"><arg type="s" direction="out"/></method>
+  </interface>
+  <interface name="org.cryptback1.Manager">
+    <!-- For everybody. -->
+    <method name="ListDrives">
+      <arg name="drives" type="aa{sv}" direction="out"/>
+    </method>
+    <method name="GetDrive">
+      <arg name="name" type="s" direction="in"/>
+      <arg name="drive" type="a{sv}" direction="out"/>
+    </method>
+    <method name="GetHistory">
+      <arg name="name" type="s" direction="in"/>
+      <arg name="limit" type="u" direction="in"/>
+      <arg name="runs" type="aa{sv}" direction="out"/>
+    </method>
+    <!-- For root. -->
+    <method name="Run">
+      <arg name="name" type="s" direction="in"/>
+      <arg name="options" type="a{sv}" direction="in"/>
+      <arg name="run" type="s" direction="out"/>
+    </method>
+    <method name="Cancel">
+      <arg name="name" type="s" direction="in"/>
+      <arg name="runs" type="as" direction="out"/>
+    </method>
+    <method name="Eject">
+      <arg name="name" type="s" direction="in"/>
+      <arg name="runs" type="as" direction="out"/>
+    </method>
+    <method name="Survey">
+      <arg name="device" type="s" direction="in"/>
+      <arg name="options" type="a{sv}" direction="in"/>
+      <arg name="json" type="s" direction="out"/>
+    </method>
+    <method name="Init">
+      <arg name="device" type="s" direction="in"/>
+      <arg name="options" type="a{sv}" direction="in"/>
+      <arg name="run" type="s" direction="out"/>
+      <arg name="passphrase" type="ah" direction="out"/>
+    </method>
+    <signal name="DriveChanged">
+      <arg name="name" type="s"/>
+      <arg name="drive" type="a{sv}"/>
+    </signal>
+    <signal name="JobFinished">
+      <arg name="run" type="s"/>
+      <arg name="result" type="a{sv}"/>
+    </signal>
+  </interface>
+</node>
+"""

@@ -1,0 +1,68 @@
+"""What the journal is told, and under which message id.
+
+The ids are those of the catalog ``cryptbackd.catalog``, which explains each to a person
+(``journalctl -x``).  Foreign text (labels, file names, what tools print) is made printable
+here, once, for every line.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from ..model import Outcome, Phase
+from ..text import printable
+
+MESSAGES = {
+    "run_begun": "ad1af77e5a2446e3ba86ff8b136ebf57",
+    "run_done": "b774334500ae42e48dd52c963ce067f8",
+    "run_warnings": "9bd20f32472b4c93bc583241779b601d",
+    "run_failed": "0b363182484a4165ab047e79af66b43e",
+    "run_cancelled": "01dc1bdc252f45f799596c97eb1d15d0",
+    "run_interrupted": "25078d642bf94b1d98ec2748a38bc78b",
+    "may_unplug": "fa8e5e39471540ecb244f8f258a4e3c6",
+    "drive_older": "813ec19d881c44f4bc2e74073e339abd",
+    "header_differs": "cae90d00eab945d8b0e4603747d2ef9d",
+    "not_answering": "5d409ce5663740278e827298e79144bb",
+    "config_bad": "745a3c79c2d643a99c08a627f21a98b2",
+    "key_source_failed": "4c481d29ba874ab8bd38cd50f796a885",
+    "swept": "d851e190cd2648039ceacb72031451c0",
+    "version_made": "4684bb2c061b4bba8a2abd616e8ead9d",
+}
+"""Message names, as the worker and the daemon use them, and their MESSAGE_ID."""
+
+
+class Priority(IntEnum):
+    """The levels of syslog(3) that are used here."""
+
+    ERROR = 3
+    WARNING = 4
+    INFO = 6
+
+
+def log(
+    text: str,
+    priority: int = Priority.INFO,
+    *,
+    message: str = "",
+    drive: str = "",
+    run: str = "",
+    phase: Phase | None = None,
+    outcome: Outcome | None = None,
+) -> None:
+    """Write one entry.
+
+    *message* is a key of :data:`MESSAGES`; a name that is not known is left out.
+    *outcome* only with the last line of a run, when everything is locked.
+    """
+    from systemd.journal import send  # late: a program that only plans lines needs none
+
+    fields = {
+        "PRIORITY": str(int(priority)),
+        "SYSLOG_IDENTIFIER": "cryptbackd",
+        "MESSAGE_ID": MESSAGES.get(message, ""),
+        "CRYPTBACK_DRIVE": printable(drive, 64),
+        "CRYPTBACK_RUN": run,
+        "CRYPTBACK_PHASE": phase.value if phase is not None else "",
+        "CRYPTBACK_OUTCOME": outcome.value if outcome is not None else "",
+    }
+    send(printable(text, 1000), **{key: value for key, value in fields.items() if value})

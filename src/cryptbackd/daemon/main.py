@@ -1,0 +1,140 @@
+"""The daemon from its start to its end.
+
+Start: the sweep to its end, the history, the bus, then the monitor, then what is there
+already; then the service manager is told that it is ready.  SIGTERM stops the jobs in order;
+SIGHUP reads the entries anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+import traceback
+from typing import Any
+
+from .. import paths
+from ..model import Outcome, Phase, RunResult
+from . import journal, status, sweep
+from .history import History
+from .jobs import Job
+from .notify import ServiceManager
+from .service import Service
+from .watch import Watch
+
+
+def main() -> int:
+    """Run the daemon; its exit status."""
+    os.umask(0o077)
+    return asyncio.run(_Daemon().run())
+
+
+class _Daemon:
+    def __init__(self) -> None:
+        self._manager = ServiceManager()
+        self._stop = asyncio.Event()
+        self._broken = False
+        self._service: Service | None = None
+        self._bus: Any = None
+        self._status_timer: asyncio.TimerHandle | None = None
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._unexpected)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        swept = await sweep.sweep()
+        history = _open_history(swept)
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            boot_id = file.read().strip()
+        self._service = service = Service(history, boot_id, self._drive_changed, self._finished)
+        loop.add_signal_handler(signal.SIGHUP, service.reload)
+        watch = Watch(service.arrived, service.left, lambda: service.resync(watch.enumerate()))
+        await self._connect(watch)
+        service.store.now()
+        watch.listen()
+        service.resync(watch.enumerate())
+        self._manager.keep_alive(self._show_status)
+        self._show_status()
+        self._manager.ready()
+        await self._stop.wait()
+        self._manager.stopping()
+        watch.close()
+        await service.supervisor.stop_all()
+        self._show_status()
+        if self._bus is not None:
+            self._bus.close()
+        history.close()
+        return 1 if self._broken else 0
+
+    async def _connect(self, watch: Watch) -> None:
+        from dbus_fast import DBusError  # late: the sweep, which is first, needs none of it
+
+        from .bus import Bus
+
+        assert self._service is not None
+        bus = Bus(self._service, watch.resolve)
+        try:
+            await bus.connect()
+        except (OSError, DBusError) as exc:
+            journal.log(
+                f"The system bus can't be used ({exc}); `cryptback` will not reach this service.",
+                journal.Priority.WARNING,
+            )
+            bus.close()
+            return
+        self._bus = bus
+
+    def _drive_changed(self, name: str) -> None:
+        if self._bus is not None:
+            self._bus.drive_changed(name)
+        # At most one line a second, however fast the news comes.
+        if self._status_timer is None:
+            loop = asyncio.get_running_loop()
+            self._status_timer = loop.call_later(1.0, self._show_status)
+
+    def _finished(self, job: Job, result: RunResult) -> None:
+        if self._bus is not None:
+            self._bus.job_finished(job, result)
+
+    def _show_status(self) -> None:
+        if self._status_timer is not None:
+            self._status_timer.cancel()
+            self._status_timer = None
+        if self._service is not None:
+            self._manager.status(status.line(self._service.views(), time.time()))
+
+    def _unexpected(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """A mistake of ours: tell all of it, and end in order, so that systemd starts afresh."""
+        exc = context.get("exception")
+        text = "".join(traceback.format_exception(exc)) if exc is not None else ""
+        journal.log(
+            f"cryptbackd made a mistake: {context.get('message')} {text}", journal.Priority.ERROR
+        )
+        self._broken = True
+        self._stop.set()
+
+
+def _open_history(swept: sweep.Swept) -> History:
+    """The history, with the runs ended that a daemon before us didn't live to end."""
+    for sentence in swept.locked:
+        journal.log(sentence, journal.Priority.WARNING, message="swept")
+    for sentence in swept.stuck:
+        journal.log(sentence, journal.Priority.ERROR)
+    history = History(
+        paths.HISTORY, lambda sentence: journal.log(sentence, journal.Priority.WARNING)
+    )
+    killed = "The service was killed in the middle; "
+    killed += "not everything could be locked." if swept.stuck else "everything was locked."
+    for run in history.interrupted_by_death(killed, time.time()):
+        journal.log(
+            f"{run.entry}: failed: {run.sentence}",
+            journal.Priority.WARNING,
+            message="run_interrupted",
+            drive=run.entry,
+            run=run.id,
+            phase=Phase.FINISHED,
+            outcome=None if swept.stuck else Outcome.FAILED,
+        )
+    return history

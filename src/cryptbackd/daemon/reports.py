@@ -1,0 +1,103 @@
+"""What the journal says of a run, in sentences for people.  Pure: lines from facts."""
+
+from __future__ import annotations
+
+import attrs
+
+from ..model import JobKind, Outcome, Phase, RunResult
+from ..text import clock, count, size
+from .journal import Priority
+
+_EXPECTED = frozenset(
+    {"Busy", "Cancelled", "ConfigError", "DriveAbsent", "DriveFull", "Refused", "WrongPassphrase"}
+)
+"""Errors that say nothing bad of program or drive: a warning, not an error, in the journal."""
+_SHOWN_WARNINGS = 3
+
+
+@attrs.frozen
+class Line:
+    """One entry of the journal."""
+
+    text: str
+    priority: Priority = Priority.INFO
+    message: str = ""
+    outcome: Outcome | None = None
+
+
+def begun(name: str, kind: JobKind, node: str, label: str) -> Line:
+    """The first line of a run."""
+    what = "enrolment" if kind is JobKind.INIT else "backup"
+    return Line(
+        f"{name}: {what} begun on {node}{f' ({label})' if label else ''}.", message="run_begun"
+    )
+
+
+def summary(result: RunResult, seconds: float) -> str:
+    """``412 files, 2.1 GiB; 3 files changed (1.2 MiB) in 0:42``."""
+    return (
+        f"{count(result.files, 'file')}, {size(result.size)};"
+        f" {count(result.changed_files, 'file')} changed ({size(result.changed_bytes)})"
+        f" in {clock(seconds)}"
+    )
+
+
+def ended(
+    name: str,
+    result: RunResult,
+    *,
+    seconds: float,
+    interrupted: bool,
+    phase: Phase,
+    present: bool,
+    stuck: tuple[str, ...] = (),
+) -> list[Line]:
+    """The last lines of a run; the very last has its outcome.
+
+    *phase* is the last one that it was in, *present* whether the drive is still here.  With
+    something *stuck* (not locked) no line has an outcome: it is not over.
+    """
+    lines = [Line(f"{name}: {sentence}", Priority.ERROR, "not_answering") for sentence in stuck]
+    if result.powered_off and result.safe:
+        lines.append(Line(f"{name} is powered off. You may unplug it now.", message="may_unplug"))
+    elif result.safe:
+        lines.append(Line(f"You may unplug {name} now.", message="may_unplug"))
+    elif present and not stuck:
+        lines.append(Line(f"It was not proven that {name} may be unplugged.", Priority.WARNING))
+    outcome = None if stuck else result.outcome
+    lines.append(attrs.evolve(_last(name, result, seconds, interrupted, phase), outcome=outcome))
+    return lines
+
+
+def _last(name: str, result: RunResult, seconds: float, interrupted: bool, phase: Phase) -> Line:
+    told = f"{result.sentence} {result.hint}".strip()
+    numbers = f"{summary(result, seconds)}." if result.version else told
+    match result.outcome:
+        case Outcome.DONE:
+            return Line(f"{name}: finished: {numbers}", message="run_done")
+        case Outcome.WARNINGS:
+            shown = " ".join(result.warnings[:_SHOWN_WARNINGS])
+            more = len(result.warnings) - _SHOWN_WARNINGS
+            rest = f" ({more} more)" if more > 0 else ""
+            return Line(
+                f"{name}: finished with {count(len(result.warnings), 'warning')}: {numbers}"
+                f" {shown}{rest}",
+                Priority.WARNING,
+                "run_warnings",
+            )
+        case Outcome.SKIPPED:
+            return Line(f"{name}: skipped: {told}")
+        case Outcome.CANCELLED if interrupted:
+            return Line(
+                f"{name}: interrupted, because the service stops; it begins again with it.",
+                message="run_interrupted",
+            )
+        case Outcome.CANCELLED:
+            return Line(f"{name}: cancelled: {told}", message="run_cancelled")
+        case Outcome.FAILED:
+            expected = result.error in _EXPECTED
+            return Line(
+                f"{name}: failed while {phase.value.replace('-', ' ')}: {told}",
+                Priority.WARNING if expected else Priority.ERROR,
+                "run_interrupted" if interrupted else "run_failed",
+            )
