@@ -74,8 +74,8 @@ class Bus:
 
     async def connect(self) -> None:
         """Connect and take the name; raises OSError and DBusError."""
-        bus = MessageBus(bus_type=BusType.SYSTEM, negotiate_unix_fd=True)
         try:
+            bus = MessageBus(bus_type=BusType.SYSTEM, negotiate_unix_fd=True)
             await bus.connect()
         except (AuthError, InvalidAddressError, EOFError) as exc:
             raise OSError(str(exc)) from exc

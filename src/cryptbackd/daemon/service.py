@@ -202,6 +202,7 @@ class Service:
         if unknown:
             raise Refused(f"An init has no option {printable(sorted(unknown)[0], 40)}.")
         options = {**INIT_OPTIONS, **options}
+        options["container"] = options["container"] or None  # D-Bus has no null
         name = config.check_name(str(options["name"]))
         known = self.store.now()
         if name in known.good or name in known.bad:

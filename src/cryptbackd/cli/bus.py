@@ -1,0 +1,158 @@
+"""The connection of one command to the daemon.
+
+Errors of the daemon come out as the exceptions that they were over there
+(``cryptbackd.errors``); whatever else goes wrong becomes a sentence, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from dbus_fast import BusType, Message, MessageType, Variant
+from dbus_fast.aio import MessageBus
+from dbus_fast.errors import AuthError, InvalidAddressError
+
+from ..errors import BY_NAME, CryptbackError, Refused
+
+_NAME = "org.cryptback1"
+_PATH = "/org/cryptback1"
+_INTERFACE = "org.cryptback1.Manager"
+_ERROR = "org.cryptback1.Error."
+_BUS = "org.freedesktop.DBus"
+_DENIED = "org.freedesktop.DBus.Error.AccessDenied"
+
+Values = dict[str, Any]
+"""The values of a drive, run or result, by their names on the bus."""
+
+
+class Client:
+    """Calls the daemon, and hears what it tells once :meth:`listen` was called."""
+
+    def __init__(self, bus: MessageBus) -> None:
+        self._bus = bus
+        self._heard: asyncio.Queue[tuple[str, Values] | None] = asyncio.Queue()
+
+    async def call(self, member: str, signature: str = "", *body: Any) -> list[Any]:
+        """The answer of a method of the daemon; raises CryptbackError."""
+        return (await self._call(member, signature, list(body)))[0]
+
+    async def call_for_fds(
+        self, member: str, signature: str, *body: Any
+    ) -> tuple[list[Any], list[int]]:
+        """Like :meth:`call`, with the descriptors of the answer, the caller's to close."""
+        return await self._call(member, signature, list(body))
+
+    async def listen(self) -> None:
+        """Hear the daemon's signals from now on, and its death."""
+        self._bus.add_message_handler(self._received)
+        for rule in (
+            f"type='signal',sender='{_NAME}',interface='{_INTERFACE}'",
+            f"type='signal',sender='{_BUS}',member='NameOwnerChanged',arg0='{_NAME}'",
+        ):
+            await self._ask(_BUS, "/org/freedesktop/DBus", _BUS, "AddMatch", "s", [rule])
+
+    async def news(self) -> tuple[str, Values]:
+        """The next signal: its name and its values; raises CryptbackError when the daemon is
+        gone.
+        """
+        item = await self._heard.get()
+        if item is None:
+            raise CryptbackError(
+                "The service cryptbackd ended in the middle.",
+                "What was going on is taken up when it starts again; see `journalctl -u"
+                " cryptbackd`.",
+            )
+        return item
+
+    def _received(self, message: Message) -> None:
+        if message.message_type is not MessageType.SIGNAL:
+            return
+        if message.member == "NameOwnerChanged" and message.sender == _BUS:
+            if message.body[0] == _NAME and not message.body[2]:
+                self._heard.put_nowait(None)
+        elif message.interface == _INTERFACE and message.signature == "sa{sv}":
+            self._heard.put_nowait((str(message.member), plain(message.body[1])))
+
+    async def _call(
+        self, member: str, signature: str, body: list[Any]
+    ) -> tuple[list[Any], list[int]]:
+        reply = await self._ask(_NAME, _PATH, _INTERFACE, member, signature, body)
+        return [plain(value) for value in reply.body], list(reply.unix_fds)
+
+    async def _ask(
+        self, name: str, path: str, interface: str, member: str, signature: str, body: list[Any]
+    ) -> Message:
+        message = Message(
+            destination=name,
+            path=path,
+            interface=interface,
+            member=member,
+            signature=signature,
+            body=body,
+        )
+        try:
+            reply = await self._bus.call(message)
+        except (EOFError, OSError) as exc:
+            raise CryptbackError("The connection to the system bus was lost.") from exc
+        if reply is None:
+            raise CryptbackError("The system bus gave no answer.")
+        if reply.message_type is MessageType.ERROR:
+            raise _error(reply)
+        return reply
+
+
+@asynccontextmanager
+async def connected() -> AsyncIterator[Client]:
+    """A client for the time of the block; raises CryptbackError when there is no bus."""
+    try:
+        bus = MessageBus(bus_type=BusType.SYSTEM, negotiate_unix_fd=True)
+        await bus.connect()
+    except (OSError, EOFError, AuthError, InvalidAddressError) as exc:
+        raise CryptbackError(
+            "The system bus can't be reached.", "Is dbus running? See: systemctl status dbus"
+        ) from exc
+    try:
+        yield Client(bus)
+    finally:
+        bus.disconnect()
+
+
+def plain(value: Any) -> Any:
+    """*value* without the variants of D-Bus."""
+    if isinstance(value, Variant):
+        return plain(value.value)
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return value
+
+
+def options(**values: bool | int | str | list[str] | None) -> dict[str, Variant]:
+    """*values* as D-Bus options; None is left out, which means the default."""
+    signatures = {bool: "b", int: "t", str: "s", list: "as"}
+    return {
+        key: Variant(signatures[type(value)], value)
+        for key, value in values.items()
+        if value is not None
+    }
+
+
+def _error(reply: Message) -> CryptbackError:
+    name = reply.error_name or ""
+    text = str(reply.body[0]) if reply.body else name
+    if name.startswith(_ERROR):
+        sentence, _newline, hint = text.partition("\n")
+        return BY_NAME.get(name.removeprefix(_ERROR), CryptbackError)(sentence, hint)
+    if name == _DENIED:
+        return Refused("Only root may ask for that.", "Try it with sudo.")
+    if name.endswith((".UnknownMethod", ".UnknownInterface", ".UnknownObject", ".InternalError")):
+        return CryptbackError(
+            f"The service cryptbackd does not understand this command: {text}",
+            "Is it of another version? systemctl restart cryptbackd",
+        )
+    # The bus could not reach or start it: ServiceUnknown, NameHasNoOwner, Spawn.*, NoSuchUnit, …
+    return CryptbackError("The service cryptbackd is not running.", "systemctl start cryptbackd")

@@ -1,0 +1,308 @@
+"""``cryptback init``: look at a device, ask, and have it enrolled.
+
+The passphrase goes into the pipes that the daemon made, and nowhere else: no argument, no
+environment, no log has it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import getpass
+import json
+import os
+import sys
+from typing import Any
+
+import attrs
+import click
+
+from ..config import check_name
+from ..errors import CryptbackError, Refused
+from ..text import parse_size, printable, size
+from . import bus, follow, output
+from .bus import Values
+
+MAX_PASSPHRASE = 512
+"""Bytes that cryptsetup reads of a line."""
+
+
+def _size(_context: click.Context, _option: click.Parameter, value: str | None) -> int | None:
+    try:
+        return None if value is None else parse_size(value)
+    except ValueError as exc:
+        raise click.BadParameter(str(exc)) from exc
+
+
+@attrs.frozen
+class _Plan:
+    """What was asked for on the command line."""
+
+    device: str
+    name: str
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+    size: int | None
+    filesystem: str
+    format: str | None
+    container: str | None
+    owner: str | None
+    passphrase_fd: int | None
+    run: bool
+    yes: bool
+    pbkdf_memory: int | None
+    pbkdf_iterations: int | None
+    as_json: bool
+
+    def options(self) -> dict[str, Any]:
+        """As the daemon wants to have it."""
+        container = "" if self.format == "luks" else self.container
+        return bus.options(
+            name=self.name,
+            container=container,
+            size=self.size,
+            filesystem=self.filesystem,
+            format=self.format,
+            include=list(self.include),
+            exclude=list(self.exclude),
+            owner=self.owner,
+            run=self.run,
+            pbkdf_memory=None if self.pbkdf_memory is None else self.pbkdf_memory * 1024,
+            pbkdf_iterations=self.pbkdf_iterations,
+        )
+
+
+@click.command()
+@click.argument("device")
+@click.option("--name", required=True, help="What the drive is called from now on.")
+@click.option(
+    "--include",
+    required=True,
+    multiple=True,
+    metavar="PATH",
+    help="A directory or file to back up; may be given again.",
+)
+@click.option(
+    "--exclude",
+    multiple=True,
+    metavar="PATTERN",
+    help="An rsync pattern of what to leave out; may be given again.",
+)
+@click.option(
+    "--size", callback=_size, metavar="SIZE", help="Of the container, such as 8G; most of the"
+    " free space, if left out."
+)  # fmt: skip
+@click.option(
+    "--filesystem",
+    type=click.Choice(["btrfs", "ext4", "xfs"]),
+    default="btrfs",
+    show_default=True,
+    help="Inside the container.",
+)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["ext4", "exfat", "luks"]),
+    help="First make the device anew, ERASING all that is on it; luks: no file, the device"
+    " itself is encrypted.",
+)
+@click.option("--container", metavar="FILE", help="The container's name on the drive.")
+@click.option("--owner", metavar="USER", help="Whose session may answer for the drive.")
+@click.option(
+    "--passphrase-fd",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Read the passphrase, one line, from this descriptor.",
+)
+@click.option("--no-run", is_flag=True, help="Don't make the first backup now.")
+@click.option("--yes", is_flag=True, help="Don't ask; for scripts.")
+@click.option(
+    "--pbkdf-memory", type=click.IntRange(1), metavar="MIB", help="Memory that guessing costs."
+)
+@click.option(
+    "--pbkdf-iterations", type=click.IntRange(1), metavar="N", help="Time that guessing costs."
+)
+@output.json_option
+def init(
+    device: str,
+    name: str,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    size: int | None,
+    filesystem: str,
+    format_: str | None,
+    container: str | None,
+    owner: str | None,
+    passphrase_fd: int | None,
+    no_run: bool,
+    yes: bool,
+    pbkdf_memory: int | None,
+    pbkdf_iterations: int | None,
+    as_json: bool,
+) -> None:
+    """Prepare the drive on DEVICE (such as /dev/sda1) for backups.
+
+    Makes an encrypted container on it, remembers the drive, and makes the first backup.
+    Shows first what is on the device, and asks before anything is changed.
+    """
+    plan = _Plan(
+        device,
+        name,
+        tuple(os.path.abspath(path) for path in include),
+        exclude,
+        size,
+        filesystem,
+        format_,
+        container,
+        owner,
+        passphrase_fd,
+        not no_run,
+        yes,
+        pbkdf_memory,
+        pbkdf_iterations,
+        as_json,
+    )
+    output.finish(lambda: _init(plan), as_json)
+
+
+def _init(plan: _Plan) -> int:
+    # What is asked of a person is asked between two connections and outside of any loop,
+    # where Ctrl-C simply ends the program.
+    output.want_root()
+    _check(plan)
+    found = asyncio.run(_survey(plan))
+    _show(plan, found)
+    if found["problems"]:
+        first, *others = found["problems"]
+        for problem in others:
+            output.complain(CryptbackError(problem["sentence"], problem["hint"]))
+        raise Refused(first["sentence"], first["hint"])
+    if not plan.yes and not click.confirm("Go on?"):
+        raise Refused("Nothing was changed.")
+    result = asyncio.run(_enrol(plan, _passphrase(plan)))
+    if plan.as_json:
+        output.dump({"event": "result", **result})
+    else:
+        _tell(plan, result)
+    return output.exit_code(result)
+
+
+async def _survey(plan: _Plan) -> Values:
+    async with bus.connected() as client:
+        (answer,) = await client.call("Survey", "sa{sv}", plan.device, plan.options())
+    found: Values = json.loads(answer)
+    return found
+
+
+async def _enrol(plan: _Plan, passphrase: bytes) -> Values:
+    async with bus.connected() as client:
+        await client.listen()
+        (run_id, _handles), fds = await client.call_for_fds(
+            "Init", "sa{sv}", plan.device, plan.options()
+        )
+        for fd in fds:
+            with os.fdopen(fd, "wb", buffering=0) as pipe, contextlib.suppress(BrokenPipeError):
+                pipe.write(passphrase + b"\n")
+        del passphrase
+        if plan.as_json:
+            output.dump({"event": "begun", "name": plan.name, "run": run_id})
+        results = await follow.follow(client, plan.name, [run_id], follow.display(plan.as_json))
+    return results[run_id]
+
+
+def _check(plan: _Plan) -> None:
+    """Refuse what can be known to be wrong before any device is looked at."""
+    check_name(plan.name)
+    if plan.format == "luks" and plan.container is not None:
+        raise Refused("With --format luks there is no container file.", "Leave out --container.")
+    for path in plan.include:
+        if not os.path.lexists(path):
+            raise Refused(f"There is nothing at {printable(path)}.", "Look at --include.")
+    if not plan.yes and (plan.as_json or not sys.stdin.isatty()):
+        raise Refused(
+            "Nobody can be asked whether to go on, as this is no terminal.",
+            "--yes goes on without asking.",
+        )
+    if plan.passphrase_fd is None and not sys.stdin.isatty():
+        raise Refused(
+            "Nobody can be asked for a passphrase, as this is no terminal.",
+            "Hand it over on a descriptor: --passphrase-fd N.",
+        )
+
+
+def _show(plan: _Plan, found: Values) -> None:
+    if plan.as_json:
+        output.dump({"event": "survey", **found})
+        return
+    what = " ".join(word for word in (found["model"], found["serial"]) if word)
+    output.say(f"{found['device']}: {what or 'a drive'}, {size(found['size'])}")
+    if found["fstype"]:
+        label = f' "{found["label"]}"' if found["label"] else ""
+        output.say(
+            f"  holds {found['fstype']}{label}, UUID {found['uuid'] or '(none)'};"
+            f" {size(found['used'])} used, {size(found['free'])} free"
+        )
+    else:
+        output.say("  holds no filesystem that is known")
+    if found["mounted"]:
+        output.say(f"  is mounted at {', '.join(found['mounted'])}")
+    if not found["removable"]:
+        output.say("  is NOT a removable drive")
+    if found["problems"]:
+        return
+    if plan.format is not None:
+        output.say(f"ALL THAT IS ON {found['device']} WILL BE ERASED ({plan.format}).")
+    if plan.format != "luks":
+        length = plan.size or found["suggested_size"]
+        output.say(
+            f"An encrypted file {plan.container or 'backup.luks'} of {size(length)} will be made"
+            f" on it, with {plan.filesystem} inside."
+        )
+    output.say(f"Backed up will be: {', '.join(plan.include)}")
+
+
+def _passphrase(plan: _Plan) -> bytes:
+    if plan.passphrase_fd is not None:
+        return _one_line(plan.passphrase_fd)
+    first = getpass.getpass("Passphrase for the drive: ")
+    if first != getpass.getpass("The same again: "):
+        raise Refused("The two are not the same; nothing was changed.")
+    return _usable(first.encode("utf-8", "surrogateescape"))
+
+
+def _one_line(fd: int) -> bytes:
+    line = b""
+    try:
+        while b"\n" not in line and len(line) <= MAX_PASSPHRASE:
+            chunk = os.read(fd, MAX_PASSPHRASE + 1 - len(line))
+            if not chunk:
+                break
+            line += chunk
+    except OSError as exc:
+        raise Refused(f"Descriptor {fd} can't be read: {exc.strerror}.") from None
+    return _usable(line.partition(b"\n")[0])
+
+
+def _usable(passphrase: bytes) -> bytes:
+    if not passphrase:
+        raise Refused("An empty passphrase protects nothing; nothing was changed.")
+    if len(passphrase) > MAX_PASSPHRASE or b"\n" in passphrase or b"\0" in passphrase:
+        raise Refused(
+            f"The passphrase must be one line of at most {MAX_PASSPHRASE} bytes;"
+            " nothing was changed."
+        )
+    return passphrase
+
+
+def _tell(plan: _Plan, result: Values) -> None:
+    follow.tell(result)
+    if result["outcome"] not in ("done", "warnings"):
+        return
+    name = plan.name
+    output.say(f"{name} is enrolled: whenever it is plugged in, it is backed up to.")
+    output.say(f"  What is backed up stands in /etc/cryptback/drives.d/{name}.toml.")
+    output.say("  So that nobody is asked for the passphrase, store it for this computer:")
+    output.say(
+        f"    systemd-ask-password -n | systemd-creds encrypt --name=cryptback.{name} -"
+        f" /etc/credstore.encrypted/cryptback.{name}"
+    )

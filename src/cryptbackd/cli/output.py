@@ -1,0 +1,91 @@
+"""What is printed: answers on standard output, errors on standard error.
+
+Every text that comes from the daemon may hold what a drive or another user chose, and goes
+through ``printable`` before a terminal sees it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable
+
+import click
+
+from ..errors import BY_NAME, CryptbackError, Refused
+from ..text import printable
+from .bus import Values
+
+DONE = 0
+WARNINGS = 3
+
+
+def say(text: str) -> None:
+    """A line for a person."""
+    click.echo(printable(text, 2000))
+
+
+def say_lines(lines: Iterable[str]) -> None:
+    """Lines for a person."""
+    for line in lines:
+        say(line)
+
+
+def dump(values: Values) -> None:
+    """A document, or a line, for a program."""
+    click.echo(json.dumps(values, ensure_ascii=False))
+
+
+def complain(error: CryptbackError) -> None:
+    """An error for a person: the sentence, and what to do about it."""
+    click.echo(f"cryptback: {printable(error.sentence, 1000)}", err=True)
+    if error.hint:
+        click.echo(f"  {printable(error.hint, 1000)}", err=True)
+
+
+def is_terminal() -> bool:
+    """Whether a person looks at standard output."""
+    return sys.stdout.isatty()
+
+
+def want_root() -> None:
+    """Raise Refused for anybody but root, before anything is asked of them."""
+    if os.geteuid() != 0:
+        raise Refused("Only root may ask for that.", "Try it with sudo.")
+
+
+def finish(verb: Callable[[], int], as_json: bool) -> None:
+    """Do *verb* and leave the program with its exit code."""
+    try:
+        code = verb()
+    except CryptbackError as exc:
+        if as_json:
+            dump(
+                {
+                    "event": "error",
+                    "error": type(exc).__name__,
+                    "sentence": exc.sentence,
+                    "hint": exc.hint,
+                    "code": exc.code,
+                }
+            )
+        complain(exc)
+        code = exc.code
+    click.get_current_context().exit(code)
+
+
+def exit_code(result: Values) -> int:
+    """The exit code for the end of a run."""
+    match result["outcome"]:
+        case "done" | "skipped":
+            return DONE
+        case "warnings":
+            return WARNINGS
+        case "cancelled":
+            return 130
+        case _:
+            return BY_NAME.get(result["error"], CryptbackError).code
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
