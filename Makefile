@@ -1,0 +1,51 @@
+# What a developer types. `make test` needs nothing but Debian, make, and root (or sudo) for installing packages.
+
+SHELL = /bin/bash
+PYTHON = .venv/bin/python
+JOBS ?= 2
+MAKEFLAGS += --no-print-directory
+
+.DEFAULT_GOAL = help
+.PHONY: help bootstrap deb lint unit vm test test-all demo shell clean
+
+help: ## Show this
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+bootstrap: ## Install what building and testing needs (Debian packages, .venv)
+	@packaging/bootstrap
+
+deb: ## Build the Debian package into dist/
+	@packaging/build-deb
+
+lint: ## Check style, types and imports
+	@.venv/bin/ruff check --quiet
+	@.venv/bin/ruff format --check --quiet
+	@.venv/bin/mypy --strict src tests
+	@PYTHONPATH=src .venv/bin/lint-imports --no-logo
+
+unit: ## Run the unit tests
+	@PYTHONPATH=src $(PYTHON) -m pytest -q tests/unit
+
+vm: ## Run the tests in the machine, but for the slow ones
+	@$(PYTHON) -m tests.machine build enrolled
+	@$(PYTHON) -m pytest -q tests/vm -m "not slow" -n $(JOBS)
+
+slow:
+	@$(PYTHON) -m tests.machine build enrolled
+	@$(PYTHON) -m pytest -q tests/vm -m slow -n $(JOBS)
+
+test: ## Everything a change must pass: bootstrap, deb, lint, unit, vm
+	@.ci/steps bootstrap deb lint unit vm
+
+test-all: ## All of `test`, and the slow tests in the machine
+	@.ci/steps bootstrap deb lint unit vm slow
+
+demo: ## Show a backup from plug to pull in a machine
+	@$(PYTHON) -m tests.demo
+
+shell: ## Open a machine with a stick to plug in, to try things out
+	@$(PYTHON) -m tests.machine shell
+
+clean: ## Remove what was built (the machine's states stay in the user's cache)
+	@rm -rf build dist .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

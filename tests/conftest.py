@@ -1,0 +1,78 @@
+"""Fixtures and hooks of the tests that run in the machine.
+
+After each of these the machine is searched for leftovers, and a failure is reported with the
+machine's logs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.machine import Machine, layers, oracle
+
+VM_TESTS = Path(__file__).parent / "vm"
+TIME_LIMIT = 300
+"""Seconds for a test that says nothing else, without the building of layers."""
+
+
+@pytest.fixture
+def bare_vm() -> Iterator[Machine]:
+    """A machine that has just booted, without the package."""
+    with layers.resume(layers.BOOTED) as vm:
+        yield vm
+
+
+@pytest.fixture
+def vm() -> Iterator[Machine]:
+    """A machine with the package installed."""
+    with layers.resume(layers.INSTALLED) as vm:
+        yield vm
+
+
+@pytest.fixture
+def enrolled() -> Iterator[Machine]:
+    """A machine that knows a stick, `vm.stick("main")`."""
+    with layers.resume(layers.ENROLLED) as vm:
+        yield vm
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "vm: runs in the test machine (all of tests/vm does)")
+    config.addinivalue_line("markers", "slow: takes long, only in `make test-all`")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(VM_TESTS):
+            item.add_marker(pytest.mark.vm)
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(TIME_LIMIT, func_only=True))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """A test that passes must also leave nothing behind."""
+    result = yield
+    for machine in _machines(pyfuncitem):
+        oracle.check(machine)
+    return result
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failure comes with the machine's logs."""
+    report = yield
+    if report.when == "call" and report.failed:
+        for machine in _machines(item):
+            report.sections.extend(machine.report())
+    return report
+
+
+def _machines(item: pytest.Item) -> list[Machine]:
+    values = getattr(item, "funcargs", {}).values()
+    return [value for value in values if isinstance(value, Machine)]

@@ -1,0 +1,1 @@
+"""Tests in the machine: the installed package, and sticks that are plugged and pulled."""
