@@ -8,7 +8,9 @@ The language is described in cryptback-drives(5); the duration and size words ar
 
 from __future__ import annotations
 
+import functools
 import json
+import operator
 import os
 import stat
 import tomllib
@@ -158,10 +160,6 @@ def _duration(value: object, _type: object) -> int:
         raise _Wanted(value, 'a time such as "30min", "1h" or "14d"') from None
 
 
-def _optional_duration(value: object, type_: object) -> int | None:
-    return _duration(value, type_)
-
-
 def _share(value: object, _type: object) -> float:
     number = value[:-1] if isinstance(value, str) and value.endswith("%") else ""
     try:
@@ -185,17 +183,22 @@ def _converter() -> Converter:
         Pattern: _text("an rsync pattern in one line", lambda s: s != "" and "\n" not in s),
         User: _text("a user's name", lambda s: s != "" and s.isprintable() and " " not in s),
     }
-    for type_, hook in texts.items():
-        converter.register_structure_hook(type_, hook)
-    converter.register_structure_hook(FileName | None, texts[FileName])
-    converter.register_structure_hook(User | None, texts[User])
+    hooks: dict[Any, Callable[[Any, Any], Any]] = {
+        **texts,
+        FileName | None: texts[FileName],
+        User | None: texts[User],
+        Count: _count,
+        Duration: _duration,
+        Duration | None: _duration,
+        Share: _share,
+        tuple[AbsolutePath, ...]: _list_of(texts[AbsolutePath]),
+        tuple[Pattern, ...]: _list_of(texts[Pattern]),
+    }
+    for type_, hook in hooks.items():
+        # By predicate: cattrs' lookup by class knows no NewType, union or generic.
+        converter.register_structure_hook_func(functools.partial(operator.eq, type_), hook)
+    # By class: else that of int, which bool is, would be found first.
     converter.register_structure_hook(bool, _boolean)
-    converter.register_structure_hook(Count, _count)
-    converter.register_structure_hook(Duration, _duration)
-    converter.register_structure_hook(Duration | None, _optional_duration)
-    converter.register_structure_hook(Share, _share)
-    converter.register_structure_hook(tuple[AbsolutePath, ...], _list_of(texts[AbsolutePath]))
-    converter.register_structure_hook(tuple[Pattern, ...], _list_of(texts[Pattern]))
     for cls in (Backup, Keep, When, Verify, After, Entry):
         plain = make_dict_structure_fn(
             cls, converter, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=True
@@ -232,7 +235,8 @@ def _first_fault(error: BaseException, path: str) -> tuple[str, str]:
     if isinstance(error, ClassValidationError | IterableValidationError):
         inner = error.exceptions[0]
         notes = getattr(inner, "__notes__", [])
-        name = next((str(n.name) for n in notes if hasattr(n, "name")), "")
+        # "Structuring class Keep @ attribute last": before cattrs 23.1 the note is just text.
+        name = str(notes[0]).rsplit(" ", 1)[-1] if notes else ""
         return _first_fault(inner, f"{path}.{name}" if path and name else path or name)
     if isinstance(error, ForbiddenExtraKeysError):
         extra = printable(sorted(error.extra_fields)[0], 60)
@@ -242,8 +246,7 @@ def _first_fault(error: BaseException, path: str) -> tuple[str, str]:
     if isinstance(error, _Wanted):
         return path, f"found {_found(error.found)}, wanted {error.wanted}"
     if isinstance(error, KeyError):
-        missing = str(error.args[0])
-        return f"{path}.{missing}" if path else missing, "it is missing"
+        return path or str(error.args[0]), "it is missing"
     return path, printable(str(error))
 
 

@@ -22,8 +22,10 @@ import traceback
 from .. import kernel, protocol
 from ..errors import CryptbackError, DriveFailed
 from ..model import JobKind, Outcome, RunResult
+from ..run import run
 from ..text import printable
 from .control import Control
+from .layers.mounted import MOUNT
 
 
 def main() -> int:
@@ -77,6 +79,9 @@ def _worker(fd: int) -> int:
     # Process 1 of a namespace ignores every signal that it has no handler for.
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     os.umask(0o077)
+    # Our PID namespace needs a /proc of its own (bubblewrap looks its child up there).  It is
+    # read-only: a fresh one that isn't would undo the service's ProtectKernelTunables=.
+    run([MOUNT, "--types", "proc", "--options", "ro,nosuid,nodev,noexec", "proc", "/proc"])
     with socket.socket(fileno=fd) as sock:
         control = Control(sock)
         try:

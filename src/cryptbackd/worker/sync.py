@@ -106,7 +106,7 @@ def _arguments(job: Job, *, dry: bool, args_fd: int) -> list[str]:
     if dry:
         argv += ["--dry-run", f"--out-format={_ITEM}%i %l"]
     else:
-        # %C makes rsync log a file after it has its name, so that we can look at it then.
+        # %C makes rsync log a file when it has all of it, just before it gets its name.
         argv += ["--info=progress2", "--stats", f"--out-format={_ITEM}%i %C %n"]
     # The "host" is what bubblewrap is to run in the end: env(1), which runs rsync.
     return [*argv, f"env:{_SOURCE}/", f"{job.target}/"]
@@ -162,6 +162,8 @@ class _Rsync:
         self._meter: Meter | None = None
         self._fatal: CryptbackError | None = None
         self._warned = 0
+        self._received = b""
+        self._last_words = ""
 
     def compare(self) -> int:
         """Bytes that a copy would transfer."""
@@ -182,6 +184,7 @@ class _Rsync:
                     status = self._follow(rsync)
         finally:
             _end_everything_else()
+        self._check_unchanged()
         self._judge(status)
 
     def _follow(self, rsync: Child) -> int:
@@ -252,8 +255,6 @@ class _Rsync:
             self._warn("Nothing was deleted this time, as a directory could not be read.")
         elif line and not line.startswith(("rsync error:", "rsync warning:", "WARNING:")):
             self._last_words = printable(line)
-
-    _last_words = ""
 
     def _complaint(self, match: re.Match[str]) -> None:
         number, why = int(match["errno"]), match["why"]
