@@ -88,7 +88,7 @@ class Service:
         node = seen.device.node
         before = self._present.get(node)
         if before is not None and before.device.diskseq != seen.device.diskseq:
-            self.left(node)
+            self.left(before.device.disk)  # its removal was missed
         if not seen.device.uuid:
             if self._present.pop(node, None) is not None and before is not None:
                 self._changed_uuid(before.device.uuid)
@@ -405,10 +405,15 @@ class Service:
         if job.kind is JobKind.INIT:
             if result.ledger is None and result.outcome in (Outcome.DONE, Outcome.WARNINGS):
                 self.history.set_ledger(job.name, None)
-            self.store.forget()
-            self.store.now()
+            self.store.now()  # makes the marker of the new drive
         self.job_finished(job, result)
         self._job_changed(job)
+        # Plugged in anew while the worker of the last insertion was still dying?
+        entry = self.store.now().good.get(job.name)
+        if entry is not None and job.device.diskseq not in {
+            device.diskseq for device in policy.candidates(self._devices(), entry.uuid)
+        }:
+            self._consider(entry.uuid)
 
     def _job_changed(self, job: Job) -> None:
         if job.recorded:

@@ -1,0 +1,81 @@
+"""What the unit tests share: a journal that remembers, and a worker that only speaks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import settings
+
+from cryptbackd import run
+from cryptbackd.daemon import journal, supervisor
+from cryptbackd.daemon.sweep import Swept
+
+settings.register_profile("unhurried", deadline=None)  # machines that run tests are slow at times
+settings.load_profile("unhurried")
+
+SRC = Path(__file__).parents[2] / "src"
+FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
+
+
+@attrs.define
+class Journal:
+    """The lines that were logged."""
+
+    lines: list[tuple[str, int, dict[str, Any]]] = attrs.field(factory=list)
+
+    def log(self, text: str, priority: int = 6, **fields: Any) -> None:
+        """In place of ``journal.log``."""
+        self.lines.append((text, int(priority), fields))
+
+    def texts(self) -> list[str]:
+        """What was said."""
+        return [text for text, _priority, _fields in self.lines]
+
+    def outcomes(self) -> list[str]:
+        """The outcomes, in order."""
+        return [fields["outcome"].value for _t, _p, fields in self.lines if fields.get("outcome")]
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> Journal:
+    told = Journal()
+    monkeypatch.setattr(journal, "log", told.log)
+    return told
+
+
+@attrs.define
+class Sweeps:
+    """The sweeps that were asked for, and what they answer."""
+
+    names: list[str | None] = attrs.field(factory=list)
+    answer: Swept = attrs.field(factory=Swept)
+
+    async def sweep(self, name: str | None = None) -> Swept:
+        """In place of ``sweep.sweep``."""
+        self.names.append(name)
+        return self.answer
+
+
+@pytest.fixture
+def sweeps(monkeypatch: pytest.MonkeyPatch) -> Sweeps:
+    fake = Sweeps()
+    monkeypatch.setattr(supervisor, "sweep", fake.sweep)
+    return fake
+
+
+@pytest.fixture
+def fake_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    spawn = run.spawn
+
+    def instead(argv: Sequence[str], **how: Any) -> subprocess.Popen[bytes]:
+        assert argv[:5] == ["/usr/bin/python3", "-I", "-m", "cryptbackd.worker", "--socket"]
+        return spawn([sys.executable, str(FAKE_WORKER), argv[-1]], **how)
+
+    monkeypatch.setattr(run, "spawn", instead)
+    monkeypatch.setattr(run, "ENVIRONMENT", {**run.ENVIRONMENT, "PYTHONPATH": str(SRC)})

@@ -1,0 +1,349 @@
+"""The command line: exit codes, what is shown, what is refused."""
+
+import asyncio
+import json
+import os
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import click
+import pytest
+from dbus_fast import Message, MessageType, Variant
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cryptbackd import errors
+from cryptbackd.cli import bus, follow, init, output, status
+from cryptbackd.cli.main import main
+
+DRIVE = {
+    "name": "home", "state": "idle", "uuid": "AAAA-BBBB", "container": "backup.luks",
+    "device": "/dev/sda1", "phase": "", "done": 0, "total": 0, "rate": 0.0, "left": -1.0,
+    "run": "", "last_outcome": "done", "last_sentence": "", "last_hint": "",
+    "last_finished": 1_000_000, "last_success": 1_000_000, "warnings": [], "safe": True,
+    "problem": "",
+}  # fmt: skip
+RESULT = {
+    "id": "r1", "name": "home", "job": "backup", "seconds": 42.0, "outcome": "done",
+    "interrupted": False, "error": "", "sentence": "", "hint": "", "warnings": [],
+    "version": "v1", "files": 412, "size": 2**31, "changed_files": 3, "changed_bytes": 2**20,
+    "safe": True, "powered_off": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"outcome": "done"}, 0),
+        ({"outcome": "skipped"}, 0),
+        ({"outcome": "warnings"}, 3),
+        ({"outcome": "cancelled"}, 130),
+        ({"outcome": "failed"}, 1),
+        ({"outcome": "failed", "error": "WrongPassphrase"}, 12),
+        ({"outcome": "failed", "error": "DriveAbsent"}, 75),
+        ({"outcome": "failed", "error": "Busy"}, 11),
+        ({"outcome": "failed", "error": "DriveFull"}, 1),
+        ({"outcome": "failed", "error": "Unheard"}, 1),
+    ],
+)
+def test_exit_codes_of_runs(change: dict[str, Any], code: int) -> None:
+    assert output.exit_code({**RESULT, **change}) == code
+
+
+def failing(exc: errors.CryptbackError) -> Callable[[], int]:
+    def verb() -> int:
+        raise exc
+
+    return verb
+
+
+@pytest.mark.parametrize("cls", list(errors.BY_NAME.values()))
+def test_exit_codes_of_errors(
+    cls: type[errors.CryptbackError], capsys: pytest.CaptureFixture[str]
+) -> None:
+    @click.command()
+    def command() -> None:
+        output.finish(failing(cls("It is \x1b so.", "Do that.")), as_json=True)
+
+    assert command.main([], standalone_mode=False) == cls.code
+    printed = capsys.readouterr()
+    assert printed.err == "cryptback: It is \\x1b so.\n  Do that.\n"
+    assert json.loads(printed.out)["error"] == cls.__name__
+
+
+def reply(name: str, text: str) -> Message:
+    return Message(
+        message_type=MessageType.ERROR,
+        error_name=name,
+        reply_serial=1,
+        signature="s",
+        body=[text],
+        destination=":1.1",
+    )
+
+
+@pytest.mark.parametrize("cls", list(errors.BY_NAME.values()))
+def test_errors_of_the_daemon_arrive_as_they_were(cls: type[errors.CryptbackError]) -> None:
+    exc = bus._error(reply(f"org.cryptback1.Error.{cls.__name__}", "A sentence.\nA hint."))
+    assert type(exc) is cls
+    assert (exc.sentence, exc.hint) == ("A sentence.", "A hint.")
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("org.freedesktop.DBus.Error.ServiceUnknown", "is not running"),
+        ("org.freedesktop.systemd1.NoSuchUnit", "is not running"),
+        ("org.freedesktop.DBus.Error.Spawn.ExecFailed", "is not running"),
+        ("org.freedesktop.DBus.Error.AccessDenied", "Only root"),
+        ("org.freedesktop.DBus.Error.UnknownMethod", "does not understand"),
+    ],
+)
+def test_errors_of_the_bus_are_sentences(name: str, says: str) -> None:
+    exc = bus._error(reply(name, "technicalities"))
+    assert says in exc.sentence
+    assert exc.hint
+    assert exc.code == 1
+
+
+def test_options_leave_out_what_was_not_said() -> None:
+    assert bus.options(a=True, b=7, c="x", d=["y"], e=None) == {
+        "a": Variant("b", True),
+        "b": Variant("t", 7),
+        "c": Variant("s", "x"),
+        "d": Variant("as", ["y"]),
+    }
+
+
+def test_plain_takes_all_variants_away() -> None:
+    nested = {"a": Variant("v", Variant("s", "x")), "b": [Variant("t", 1)]}
+    assert bus.plain(nested) == {"a": "x", "b": [1]}
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({}, "idle on /dev/sda1, last run 2 h ago: done, may be unplugged"),
+        (
+            {"state": "absent", "device": "", "safe": False},
+            "not plugged in, last run 2 h ago: done",
+        ),
+        (
+            {"safe": False},
+            "idle on /dev/sda1, last run 2 h ago: done, not proven that it may be unplugged",
+        ),
+        ({"last_finished": 0}, "idle on /dev/sda1, never backed up, may be unplugged"),
+        ({"state": "bad", "problem": "f: x: it is missing."}, "not usable: f: x: it is missing."),
+        ({"state": "queued"}, "waiting for its turn"),
+        ({"state": "not-answering"}, "the drive does not answer"),
+        ({"state": "running", "phase": "powering-off"}, "powering off"),
+        (
+            {
+                "state": "running",
+                "phase": "syncing",
+                "done": 41,
+                "total": 100,
+                "rate": 63e6,
+                "left": 42.0,
+            },
+            "syncing, 41 % of 100 B, 63 MB/s, 0:42 left",
+        ),
+    ],
+)
+def test_a_drive_in_one_line(change: dict[str, Any], line: str) -> None:
+    assert status.one_line({**DRIVE, **change}, 1_007_300) == line
+
+
+def test_the_detail_of_a_drive() -> None:
+    drive = {**DRIVE, "warnings": ["Evil \x1b[2J name."], "last_sentence": "It went."}
+    lines = status.detail(drive, 1_000_001)
+    assert "  drive: UUID AAAA-BBBB, file backup.luks" in lines
+    assert r"  warning: Evil \x1b[2J name." in lines
+
+
+class FakeClient:
+    """A client whose daemon says what the test wants."""
+
+    def __init__(self, *news: tuple[str, dict[str, Any]]) -> None:
+        self.queue: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue()
+        for item in news:
+            self.queue.put_nowait(item)
+        self.calls: list[str] = []
+
+    async def news(self) -> tuple[str, dict[str, Any]]:
+        return await self.queue.get()
+
+    async def call(self, member: str, _signature: str = "", *_body: Any) -> list[Any]:
+        self.calls.append(member)
+        return [[]]
+
+
+def followed(make: Callable[[], FakeClient]) -> dict[str, Any]:
+    async def go() -> dict[str, Any]:
+        return await follow.follow(make(), "home", ["r1"], follow.JsonLines())  # type: ignore[arg-type]
+
+    return asyncio.run(go())
+
+
+def test_following_shows_this_drive_and_waits_for_this_run(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    running = {**DRIVE, "state": "running", "phase": "syncing"}
+    results = followed(
+        lambda: FakeClient(
+            ("DriveChanged", {**running, "name": "work"}),
+            ("JobFinished", {**RESULT, "id": "r0"}),
+            ("DriveChanged", running),
+            ("JobFinished", RESULT),
+        )
+    )
+    assert results == {"r1": RESULT}
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line) == {"event": "progress", "drive": running}
+
+
+def interrupt(client: FakeClient, *, times: int, then: dict[str, Any] | None) -> Any:
+    async def go() -> Any:
+        async def presses() -> None:
+            for _ in range(times):
+                await asyncio.sleep(0.05)
+                os.kill(os.getpid(), 2)
+            await asyncio.sleep(0.05)
+            if then is not None:
+                client.queue.put_nowait(("JobFinished", then))
+
+        pressing = asyncio.create_task(presses())
+        try:
+            return await follow.follow(client, "home", ["r1"], follow.JsonLines())  # type: ignore[arg-type]
+        finally:
+            await pressing
+
+    return asyncio.run(go())
+
+
+def test_ctrl_c_cancels_in_order_and_waits() -> None:
+    async def make() -> FakeClient:
+        return FakeClient()
+
+    client = asyncio.run(make())
+    cancelled = {**RESULT, "outcome": "cancelled"}
+    assert interrupt(client, times=1, then=cancelled) == {"r1": cancelled}
+    assert client.calls == ["Cancel"]
+
+
+def test_a_second_ctrl_c_leaves() -> None:
+    client = FakeClient()
+    with pytest.raises(errors.Cancelled, match="still being cancelled"):
+        interrupt(client, times=2, then=None)
+    assert client.calls == ["Cancel"]
+
+
+def test_a_result_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    follow.tell({**RESULT, "outcome": "warnings", "warnings": ["a\x07b"]})
+    assert capsys.readouterr().out.splitlines() == [
+        "home: finished: 412 files, 2.0 GiB; 3 files changed (1.0 MiB) in 0:42.",
+        r"  warning: a\x07b",
+        "You may unplug home now.",
+    ]
+
+
+@pytest.mark.parametrize("outcome", ["done", "warnings", "cancelled", "failed", "skipped"])
+def test_unplugging_is_offered_only_when_it_was_proven(
+    outcome: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    follow.tell({**RESULT, "outcome": outcome, "sentence": "It ended.", "safe": False})
+    printed = capsys.readouterr()
+    assert "You may unplug" not in printed.out + printed.err
+
+
+def on_a_pipe(content: bytes, read: Callable[[int], bytes]) -> bytes:
+    reading, writing = os.pipe()
+    try:
+        os.write(writing, content)
+        os.close(writing)
+        return read(reading)
+    finally:
+        os.close(reading)
+
+
+@given(st.binary(min_size=1, max_size=512).filter(lambda b: b"\n" not in b and b"\0" not in b))
+def test_a_passphrase_is_one_line(passphrase: bytes) -> None:
+    assert on_a_pipe(passphrase + b"\nrest", init._one_line) == passphrase
+    assert on_a_pipe(passphrase, init._one_line) == passphrase
+
+
+@pytest.mark.parametrize("wrong", [b"", b"\n", b"x" * 513, b"x" * 513 + b"\n", b"a\0b\n"])
+def test_what_is_no_passphrase_is_refused_without_being_shown(wrong: bytes) -> None:
+    with pytest.raises(errors.Refused) as caught:
+        on_a_pipe(wrong, init._one_line)
+    assert "xxx" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def cli(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
+    monkeypatch.setattr("sys.argv", ["cryptback", *args])
+    return main()
+
+
+def test_version_and_help(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli(monkeypatch, "--version") == 0
+    assert cli(monkeypatch, "--help") == 0
+    for verb in ("init", "status", "run", "cancel", "eject", "history"):
+        assert verb in capsys.readouterr().out or cli(monkeypatch, verb, "--help") == 0
+
+
+@pytest.mark.parametrize(
+    "args", [["nonsense"], ["run"], ["init", "/dev/x"], ["history", "--limit", "0"]]
+)
+def test_a_wrong_command_line_is_any_other_failure(
+    monkeypatch: pytest.MonkeyPatch, args: list[str]
+) -> None:
+    assert cli(monkeypatch, *args) == 1
+
+
+@pytest.mark.parametrize("verb", ["run", "cancel", "eject"])
+def test_what_only_root_may(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert cli(monkeypatch, verb, "home") == 1
+    assert (
+        capsys.readouterr().err == "cryptback: Only root may ask for that.\n  Try it with sudo.\n"
+    )
+
+
+def test_no_bus(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent/bus")
+    assert cli(monkeypatch, "status") == 1
+    assert "system bus can't be reached" in capsys.readouterr().err
+
+
+INIT = ["init", "/dev/x", "--name", "new", "--include", "/etc"]
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ([*INIT, "--passphrase-fd", "0"], "whether to go on"),
+        ([*INIT, "--yes"], "asked for a passphrase"),
+        ([*INIT, "--yes", "--passphrase-fd", "0", "--name", "A B"], "can't be the name"),
+        ([*INIT, "--yes", "--passphrase-fd", "0", "--include", "/no/such"], "nothing at /no/such"),
+        ([*INIT, "--format", "luks", "--container", "x"], "no container file"),
+    ],
+)
+def test_an_init_that_cannot_be_touches_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    args: list[str],
+    says: str,
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+
+    def never(_work: Coroutine[Any, Any, Any]) -> None:
+        raise AssertionError("the daemon was asked")
+
+    monkeypatch.setattr(asyncio, "run", never)
+    assert cli(monkeypatch, *args) == 1
+    assert says in capsys.readouterr().err

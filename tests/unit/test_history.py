@@ -1,0 +1,189 @@
+"""The history, and that it never stands in the way."""
+
+import os
+import sqlite3
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cryptbackd.daemon.history import History, Insertion, Run
+from cryptbackd.daemon.policy import Past
+from cryptbackd.model import JobKind, LedgerEntry, Outcome, RunResult
+
+HERE = Insertion("boot-1", 7)
+LEDGER = LedgerEntry(3, "2026-11-24T10:15:30Z", "nonce", "ab" * 32)
+
+
+@pytest.fixture
+def trouble() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def history(tmp_path: Path, trouble: list[str]) -> Iterator[History]:
+    opened = History(tmp_path / "history.db", trouble.append)
+    yield opened
+    opened.close()
+
+
+def again(tmp_path: Path, trouble: list[str]) -> History:
+    return History(tmp_path / "history.db", trouble.append)
+
+
+def run(name: str = "r1", entry: str = "home", started: float = 100.0) -> Run:
+    return Run(name, entry, JobKind.BACKUP, started)
+
+
+DONE = RunResult(
+    Outcome.WARNINGS,
+    "All went well.",
+    hint="h",
+    safe=True,
+    warnings=["eins", "zwei"],
+    version="v1",
+    files=412,
+    size=2**40,
+    changed_files=3,
+    changed_bytes=99,
+)
+
+
+def test_a_run_is_kept_as_it_ended(history: History, tmp_path: Path, trouble: list[str]) -> None:
+    history.begin(run(), HERE)
+    assert history.runs() == [run()]
+    history.finish("r1", DONE, False, 160.0)
+    history.close()
+    other = again(tmp_path, trouble)
+    (kept,) = other.runs("home")
+    other.close()
+    assert kept == Run(
+        "r1", "home", JobKind.BACKUP, 100.0, 160.0, Outcome.WARNINGS, False, "",
+        "All went well.", "h", ("eins", "zwei"), "v1", 412, 2**40, 3, 99, True, False,
+    )  # fmt: skip
+    assert trouble == []
+
+
+def test_the_file_is_roots_alone(history: History, tmp_path: Path) -> None:
+    assert stat.S_IMODE(os.stat(tmp_path / "history.db").st_mode) == 0o600
+
+
+def test_runs_come_youngest_first(history: History) -> None:
+    for number in range(5):
+        history.begin(run(f"r{number}", "home" if number % 2 else "work", 100.0 + number), HERE)
+    assert [r.id for r in history.runs(limit=3)] == ["r4", "r3", "r2"]
+    assert [r.id for r in history.runs("home")] == ["r3", "r1"]
+
+
+def test_what_the_policy_is_told(history: History) -> None:
+    history.begin(run("r1"), HERE)
+    history.begin(run("r2"), Insertion("boot-1", 8))
+    history.begin(run("r3"), Insertion("boot-2", 7))
+    history.begin(run("r4", "work"), HERE)
+    assert history.past("home", HERE) == [Past(None)]
+    history.finish("r1", DONE, True, 160.0)
+    assert history.past("home", HERE) == [Past(Outcome.WARNINGS, True)]
+
+
+def test_a_killed_daemon_leaves_interrupted_runs(
+    history: History, tmp_path: Path, trouble: list[str]
+) -> None:
+    history.begin(run("r1"), HERE)
+    history.finish("r1", DONE, False, 110.0)
+    history.begin(run("r2"), HERE)
+    history.close()
+    other = again(tmp_path, trouble)
+    (killed,) = other.interrupted_by_death("It was killed.", 200.0)
+    assert (killed.id, killed.outcome, killed.interrupted) == ("r2", Outcome.FAILED, True)
+    assert other.interrupted_by_death("It was killed.", 201.0) == []
+    assert other.past("home", HERE) == [Past(Outcome.WARNINGS), Past(Outcome.FAILED, True)]
+    other.close()
+
+
+def test_the_last_success_made_a_version(history: History) -> None:
+    assert history.last_success("home") == 0
+    history.begin(run("r1"), HERE)
+    history.finish("r1", DONE, False, 110.0)
+    history.begin(run("r2"), HERE)
+    history.finish("r2", RunResult(Outcome.FAILED, "no"), False, 120.0)
+    assert history.last_success("home") == 110.0
+    last = history.last("home")
+    assert last is not None
+    assert last.id == "r2"
+
+
+def test_the_last_run_on_a_disk_is_of_any_entry_but_no_skipped_one(history: History) -> None:
+    assert history.last_on(HERE) is None
+    history.begin(run("r1", "work"), HERE)
+    history.finish("r1", DONE, False, 110.0)
+    history.begin(run("r2"), HERE)
+    history.finish("r2", RunResult(Outcome.SKIPPED, "too soon"), False, 120.0)
+    last = history.last_on(HERE)
+    assert last is not None
+    assert last.id == "r1"
+
+
+def test_ejected_insertions(history: History) -> None:
+    assert not history.ejected(HERE)
+    history.eject(HERE)
+    history.eject(HERE)
+    assert history.ejected(HERE)
+    assert not history.ejected(Insertion("boot-1", 8))
+    history.eject(Insertion("boot-2", 1))
+    assert not history.ejected(HERE)
+
+
+def test_the_ledger(history: History) -> None:
+    assert history.ledger("home") is None
+    history.set_ledger("home", LEDGER)
+    history.set_ledger("work", LEDGER)
+    newer = LedgerEntry(4, "v", "n", "cd" * 32)
+    history.set_ledger("home", newer)
+    assert history.ledger("home") == newer
+    history.set_ledger("home", None)
+    assert history.ledger("home") is None
+    assert history.ledger("work") == LEDGER
+
+
+@pytest.mark.parametrize(
+    "content", [b"not a database at all" * 100, b"SQLite format 3\0garbage" * 99]
+)
+def test_an_unreadable_database_is_moved_aside(
+    tmp_path: Path, trouble: list[str], content: bytes
+) -> None:
+    (tmp_path / "history.db").write_bytes(content)
+    history = again(tmp_path, trouble)
+    history.begin(run(), HERE)
+    assert len(history.runs()) == 1
+    history.close()
+    assert (tmp_path / "history.db.unreadable").read_bytes() == content
+    assert len(trouble) == 1
+    assert "moved to" in trouble[0]
+
+
+def test_a_schema_from_the_future_is_moved_aside(tmp_path: Path, trouble: list[str]) -> None:
+    db = sqlite3.connect(tmp_path / "history.db")
+    db.execute("PRAGMA user_version = 99")
+    db.close()
+    again(tmp_path, trouble).close()
+    assert "version 99" in trouble[0]
+
+
+def test_without_a_place_it_remembers_in_memory(tmp_path: Path, trouble: list[str]) -> None:
+    history = History(tmp_path / "nowhere" / "history.db", trouble.append)
+    history.begin(run(), HERE)
+    assert len(history.runs()) == 1
+    history.close()
+    assert "only until the service stops" in trouble[0]
+
+
+def test_a_fault_while_writing_does_not_lose_what_comes(
+    history: History, tmp_path: Path, trouble: list[str]
+) -> None:
+    other = sqlite3.connect(tmp_path / "history.db")
+    other.execute("DROP TABLE runs")
+    other.close()
+    history.begin(run(), HERE)
+    assert history.past("home", HERE) == [Past(None)]
+    assert len(trouble) == 1

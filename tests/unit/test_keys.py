@@ -1,0 +1,246 @@
+"""The sources of passphrases, and their order."""
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import attrs
+import pytest
+
+from cryptbackd import run
+from cryptbackd.daemon import children
+from cryptbackd.daemon.keys import Chain, Key, NoKey, Request, SourceFailed
+from cryptbackd.daemon.keys.ask_password import AskPassword
+from cryptbackd.daemon.keys.credential import EncryptedCredential, PlainCredential
+
+
+@attrs.define
+class Fake:
+    """A source whose answers are known."""
+
+    name: str
+    answers: list[str]
+    asks_again: bool = False
+    asked: list[Request] = attrs.field(factory=list)
+
+    async def key(self, request: Request) -> Key | None:
+        self.asked.append(request)
+        match self.answers.pop(0) if self.answers else "nothing":
+            case "key":
+                return Key(self.name, token=1)
+            case "fail":
+                raise SourceFailed("It is broken.")
+        return None
+
+
+def chain(*sources: Fake) -> tuple[Chain, list[str]]:
+    failed: list[str] = []
+    return Chain(sources, "home", None, lambda name, _exc: failed.append(name)), failed
+
+
+def ask(keys: Chain, *refused: str) -> list[str]:
+    async def all_of_them() -> list[str]:
+        out = []
+        for name in ("", *refused):
+            key = await keys.next("open", name)
+            out.append(key.source if isinstance(key, Key) else key.why)
+        return out
+
+    return asyncio.run(all_of_them())
+
+
+def test_the_first_that_has_one() -> None:
+    keys, failed = chain(Fake("a", []), Fake("b", ["key"]), Fake("c", ["key"]))
+    assert ask(keys) == ["b"]
+    assert failed == []
+
+
+def test_a_failing_source_is_told_once_and_the_next_is_asked() -> None:
+    keys, failed = chain(Fake("a", ["fail", "fail"]), Fake("b", ["key", "key"], asks_again=True))
+    assert ask(keys, "b") == ["b", "b"]
+    assert failed == ["a"]
+
+
+def test_a_refused_source_is_not_asked_again() -> None:
+    first = Fake("a", ["key", "key"])
+    keys, _failed = chain(first, Fake("b", ["key"]))
+    assert ask(keys, "a") == ["a", "b"]
+    assert len(first.asked) == 1
+
+
+def test_the_prompt_is_asked_again_and_knows_that_it_was_wrong() -> None:
+    prompt = Fake("prompt", ["key"] * 9, asks_again=True)
+    keys, _failed = chain(prompt)
+    answers = ask(keys, "prompt", "prompt", "prompt")
+    assert answers[:3] == ["prompt"] * 3
+    assert "3 passphrases were tried" in answers[3]
+    assert [request.attempt for request in prompt.asked] == [1, 2, 3]
+    assert "prompt" not in prompt.asked[0].refused
+    assert "prompt" in prompt.asked[1].refused
+
+
+def test_three_tries_in_all() -> None:
+    keys, _failed = chain(Fake("a", ["key"]), Fake("prompt", ["key"] * 9, asks_again=True))
+    assert ask(keys, "a", "prompt", "prompt")[:3] == ["a", "prompt", "prompt"]
+
+
+def test_nobody_has_one() -> None:
+    keys, _failed = chain(Fake("a", []))
+    assert ask(keys) == ["No passphrase was found, and nobody answered the question for it."]
+    keys, _failed = chain(Fake("a", ["key"]))
+    assert ask(keys, "a")[1] == "The passphrase was wrong, and no other was given."
+    assert isinstance(asyncio.run(keys.next("open")), NoKey)
+
+
+REQUEST = Request("home", None, "open", 1, frozenset())
+
+
+def content(key: Key | None) -> bytes:
+    assert key is not None
+    assert key.fd is not None
+    data = os.read(key.fd, 1000)
+    key.close()
+    return data
+
+
+class TestPlainCredential:
+    """``/etc/credstore``."""
+
+    @pytest.fixture
+    def file(self, tmp_path: Path) -> Path:
+        path = tmp_path / "cryptback.home"
+        path.write_text("secret")
+        path.chmod(0o600)
+        return path
+
+    def source(self, file: Path) -> PlainCredential:
+        return PlainCredential(file.parent, owner=os.geteuid())
+
+    def test_it_is_the_opened_file(self, file: Path) -> None:
+        assert content(asyncio.run(self.source(file).key(REQUEST))) == b"secret"
+
+    def test_there_is_none(self, file: Path) -> None:
+        file.unlink()
+        assert asyncio.run(self.source(file).key(REQUEST)) is None
+
+    @pytest.mark.parametrize("mode", [0o644, 0o640, 0o604])
+    def test_one_that_others_can_read_is_not_used(self, file: Path, mode: int) -> None:
+        file.chmod(mode)
+        with pytest.raises(SourceFailed, match="may read it"):
+            asyncio.run(self.source(file).key(REQUEST))
+
+    def test_one_of_somebody_else_is_not_used(self, file: Path) -> None:
+        source = PlainCredential(file.parent, owner=os.geteuid() + 1)
+        with pytest.raises(SourceFailed, match="belongs to user"):
+            asyncio.run(source.key(REQUEST))
+
+    def test_a_link_is_not_followed(self, file: Path) -> None:
+        file.rename(file.with_name("real"))
+        file.symlink_to(file.with_name("real"))
+        with pytest.raises(SourceFailed, match="can't be opened"):
+            asyncio.run(self.source(file).key(REQUEST))
+
+    def test_a_pipe_is_not_waited_for(self, file: Path) -> None:
+        file.unlink()
+        os.mkfifo(file, 0o600)
+        with pytest.raises(SourceFailed, match="not a regular file"):
+            asyncio.run(self.source(file).key(REQUEST))
+
+
+def programs(monkeypatch: pytest.MonkeyPatch, script: str) -> list[list[str]]:
+    """Every program that is started becomes this Python *script*; what was to be started."""
+    started: list[list[str]] = []
+    spawn = run.spawn
+
+    def instead(argv: Sequence[str], **how: object) -> object:
+        started.append(list(argv))
+        return spawn([sys.executable, "-c", script], **how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(run, "spawn", instead)
+    return started
+
+
+class TestEncryptedCredential:
+    """``/etc/credstore.encrypted``."""
+
+    @pytest.fixture
+    def source(self, tmp_path: Path) -> EncryptedCredential:
+        (tmp_path / "cryptback.home").write_text("sealed")
+        return EncryptedCredential(tmp_path)
+
+    def test_the_decrypted_text_stays_in_the_pipe(
+        self, source: EncryptedCredential, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        started = programs(monkeypatch, "print('secret')")
+        assert content(asyncio.run(source.key(REQUEST))) == b"secret\n"
+        assert started == [
+            [
+                "/usr/bin/systemd-creds", "decrypt", "--name=cryptback.home",
+                str(source.directory / "cryptback.home"), "-",
+            ]
+        ]  # fmt: skip
+
+    def test_a_bad_one_fails_with_the_last_words(
+        self, source: EncryptedCredential, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        programs(monkeypatch, "import sys; print('half'); sys.exit('first\\nNo such key')")
+        before = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(SourceFailed, match="No such key"):
+            asyncio.run(source.key(REQUEST))
+        assert len(os.listdir("/proc/self/fd")) == before
+
+    def test_there_is_none(self, tmp_path: Path) -> None:
+        assert asyncio.run(EncryptedCredential(tmp_path).key(REQUEST)) is None
+
+
+class TestAskPassword:
+    """``systemd-ask-password``."""
+
+    def test_the_answer_stays_in_the_pipe(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        started = programs(monkeypatch, "print('answer')")
+        assert content(asyncio.run(AskPassword().key(REQUEST))) == b"answer\n"
+        assert started[0][-1] == "Passphrase for the backup drive home:"
+        assert "--id=cryptback:home" in started[0]
+
+    def test_after_a_wrong_one_it_says_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        started = programs(monkeypatch, "print('answer')")
+        request = attrs.evolve(REQUEST, refused=frozenset({"prompt"}))
+        content(asyncio.run(AskPassword().key(request)))
+        assert started[0][-1].startswith("That was wrong. ")
+
+    def test_nobody_answers(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        programs(monkeypatch, "import sys; sys.exit(1)")
+        before = len(os.listdir("/proc/self/fd"))
+        assert asyncio.run(AskPassword().key(REQUEST)) is None
+        assert len(os.listdir("/proc/self/fd")) == before
+
+    def test_a_question_that_nobody_needs_any_more_is_taken_back(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        mark = tmp_path / "terminated"
+        programs(
+            monkeypatch,
+            "import pathlib, signal, sys, time\n"
+            f"def end(*_): pathlib.Path({str(mark)!r}).touch(); sys.exit(1)\n"
+            f"signal.signal(signal.SIGTERM, end); pathlib.Path({str(mark)!r} + '.up').touch()\n"
+            "time.sleep(60)",
+        )
+
+        async def cancelled() -> None:
+            task = asyncio.create_task(AskPassword().key(REQUEST))
+            while not mark.with_name("terminated.up").exists():
+                await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await children._abandoned.all_ended()
+
+        before = len(os.listdir("/proc/self/fd"))
+        started = time.monotonic()
+        asyncio.run(cancelled())
+        assert mark.exists()
+        assert time.monotonic() - started < 10
+        assert len(os.listdir("/proc/self/fd")) == before

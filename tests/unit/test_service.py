@@ -1,0 +1,506 @@
+"""The daemon's heart with a worker that only speaks: arrivals, pulls, stops, deaths."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from cryptbackd.daemon import entries
+from cryptbackd.daemon.history import History
+from cryptbackd.daemon.jobs import Job
+from cryptbackd.daemon.keys import Key, Request
+from cryptbackd.daemon.service import Service
+from cryptbackd.daemon.status import State
+from cryptbackd.daemon.supervisor import Supervisor
+from cryptbackd.daemon.sweep import Swept
+from cryptbackd.daemon.watch import Seen
+from cryptbackd.errors import Busy, DriveAbsent, Refused, UnknownDrive
+from cryptbackd.model import Device, Outcome, Phase, RunResult, StopReason
+from tests.unit.conftest import Journal, Sweeps
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="an entry must be root's"),
+    pytest.mark.usefixtures("fake_worker"),
+]
+
+
+def stick(uuid: str = "AAAA-BBBB", diskseq: int = 7, node: str = "/dev/sdx1") -> Seen:
+    return Seen(Device(node, 8, 1, node.rstrip("0123456789"), diskseq, uuid, "vfat"), "SanDisk Ultra")
+
+
+@attrs.define
+class Secret:
+    """A source that always has the same key."""
+
+    name: str = "test"
+    asks_again: bool = False
+
+    async def key(self, _request: Request) -> Key | None:
+        reading, writing = os.pipe()
+        os.write(writing, b"secret\n")
+        os.close(writing)
+        return Key(self.name, reading)
+
+
+@attrs.define
+class Patient:
+    """A source that waits for a person who never comes."""
+
+    name: str = "patient"
+    asks_again: bool = True
+    waiting: int = 0
+
+    async def key(self, _request: Request) -> Key | None:
+        self.waiting += 1
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.waiting -= 1
+        return None
+
+
+class World:
+    """A service and what it said; ``script`` is what the next workers do."""
+
+    def __init__(self, directory: Path, said: Journal, sweeps: Sweeps) -> None:
+        self.said = said
+        self.sweeps = sweeps
+        self.history = History(directory / "history.db", lambda _sentence: None)
+        self.ends: list[tuple[Job, RunResult]] = []
+        self.changed = asyncio.Event()
+        self.service = Service(self.history, "boot", self._changed, self._ended)
+        self.service.store.directory = directory
+        self.sources: list[Any] = [Secret()]
+        self.service.supervisor.sources = lambda: self.sources
+        self.script: list[Any] | None = None
+
+    def _changed(self, _name: str) -> None:
+        self.changed.set()
+
+    def _ended(self, job: Job, result: RunResult) -> None:
+        self.ends.append((job, result))
+        self.changed.set()
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Wait for news until *condition* holds."""
+        async with asyncio.timeout(10):
+            while not condition():
+                self.changed.clear()
+                await self.changed.wait()
+
+    async def phase(self, phase: Phase, name: str = "home") -> None:
+        await self.until(lambda: self.service.view(name).phase is phase)
+
+    async def result(self, number: int = 0) -> RunResult:
+        await self.until(lambda: len(self.ends) > number)
+        return self.ends[number][1]
+
+
+@pytest.fixture
+def play(
+    tmp_path: Path, said: Journal, sweeps: Sweeps, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Callable[[World], Awaitable[None]]], None]:
+    monkeypatch.setattr(entries, "keep_markers", lambda _entries: None)
+    exists = os.path.exists
+    monkeypatch.setattr(
+        os.path, "exists", lambda path: str(path).startswith("/dev/sd") or exists(path)
+    )
+    for name, uuid in (("home", "AAAA-BBBB"), ("work", "CCCC-DDDD")):
+        file = tmp_path / f"{name}.toml"
+        file.write_text(f'uuid = "{uuid}"\n[backup]\ninclude = ["/etc"]\n')
+        file.chmod(0o644)
+
+    def run(scene: Callable[[World], Awaitable[None]]) -> None:
+        async def main() -> None:
+            mistakes: list[Any] = []
+            asyncio.get_running_loop().set_exception_handler(
+                lambda _loop, context: mistakes.append(context)
+            )
+            world = World(tmp_path, said, sweeps)
+            submit = Supervisor.submit
+
+            def scripted(supervisor: Supervisor, job: Job) -> None:
+                if world.script is not None:
+                    job.options = {**job.options, "script": world.script}
+                submit(supervisor, job)
+
+            monkeypatch.setattr(Supervisor, "submit", scripted)
+            descriptors = len(os.listdir("/proc/self/fd"))
+            await scene(world)
+            await world.service.supervisor.stop_all()
+            assert mistakes == []
+            assert len(os.listdir("/proc/self/fd")) == descriptors
+            world.history.close()
+
+        asyncio.run(main())
+
+    return run
+
+
+HANG: list[Any] = [["phase", "syncing"], ["hang"]]
+WAIT: list[Any] = [["phase", "syncing"], ["stop"]]
+Play = Callable[[Callable[[World], Awaitable[None]]], None]
+
+
+def test_a_known_drive_runs_once_an_insertion(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.service.arrived(stick())
+        assert (await world.result()).outcome is Outcome.DONE
+        world.service.arrived(stick())  # a `change`, as closing a written device makes it
+        assert world.service.view("home").state is State.IDLE
+        world.service.left("/dev/sdx1")
+        world.service.arrived(stick(diskseq=8))
+        await world.result(1)
+        assert world.said.outcomes() == ["done", "done"]
+        assert world.said.texts()[0] == "home: backup begun on /dev/sdx1 (SanDisk Ultra)."
+        assert "home: got secret from test" in world.said.texts()
+        assert world.sweeps.names == []
+
+    play(scene)
+
+
+def test_an_unknown_drive_is_nobodys_business(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.service.arrived(stick("FFFF-FFFF"))
+        assert world.said.lines == []
+        assert list(world.service.supervisor.jobs()) == []
+
+    play(scene)
+
+
+def test_a_filesystem_made_late_counts(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.service.arrived(stick(""))
+        assert list(world.service.supervisor.jobs()) == []
+        world.service.arrived(stick())
+        assert (await world.result()).outcome is Outcome.DONE
+
+    play(scene)
+
+
+def test_two_drives_with_one_uuid_are_both_refused(play: Play) -> None:
+    async def scene(world: World) -> None:
+        one, two = stick(diskseq=1), stick(diskseq=2, node="/dev/sdy1")
+        world.service.resync([one, two])
+        world.service.arrived(two)
+        assert list(world.service.supervisor.jobs()) == []
+        assert len(world.said.lines) == 2
+        assert "several devices show the UUID" in world.said.texts()[0]
+        with pytest.raises(Refused, match="Several devices"):
+            world.service.run("home")
+        world.service.left("/dev/sdy")
+        assert (await world.result()).outcome is Outcome.DONE
+
+    play(scene)
+
+
+def test_drives_side_by_side_and_entries_of_one_disk_in_turn(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.script = WAIT
+        world.service.arrived(stick())
+        world.service.arrived(stick("CCCC-DDDD", 7, "/dev/sdx2"))
+        await world.phase(Phase.SYNCING)
+        assert world.service.view("work").state is State.QUEUED
+        world.service.cancel("home")
+        await world.phase(Phase.SYNCING, "work")
+        assert world.service.view("home").state is State.IDLE
+        assert world.service.view("home").safe is False  # the other one is on the same disk
+        world.service.cancel("work")
+        await world.result(1)
+        assert world.service.view("home").safe
+        world.service.arrived(stick(diskseq=8))
+        world.service.arrived(stick("CCCC-DDDD", 9, "/dev/sdy1"))
+        await world.phase(Phase.SYNCING)
+        await world.phase(Phase.SYNCING, "work")
+
+    play(scene)
+
+
+@pytest.mark.parametrize("gone", ["/dev/sdx1", "/dev/sdx"])
+def test_a_pulled_drive_ends_its_worker_at_once(play: Play, gone: str) -> None:
+    async def scene(world: World) -> None:
+        world.script = HANG
+        world.service.arrived(stick())
+        await world.phase(Phase.SYNCING)
+        world.service.left(gone)
+        result = await world.result()
+        assert (result.outcome, result.error) == (Outcome.FAILED, "DriveAbsent")
+        assert "the last complete version is whole" in result.sentence
+        assert world.sweeps.names == ["home"]
+        assert world.service.view("home").state is State.ABSENT
+        text, priority, fields = world.said.lines[-1]
+        assert fields["message"] == "run_interrupted"
+        assert priority == 4
+        assert "unplugged" not in text
+
+    play(scene)
+
+
+def test_a_drive_that_powers_itself_off_was_not_pulled(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.script = [["phase", "powering-off"], ["sleep", 0.3]]
+        world.service.arrived(stick())
+        await world.phase(Phase.POWERING_OFF)
+        world.service.left("/dev/sdx")
+        assert (await world.result()).outcome is Outcome.DONE
+        assert world.sweeps.names == []
+
+    play(scene)
+
+
+def test_a_waiting_job_whose_drive_leaves_is_dropped(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.script = WAIT
+        world.service.arrived(stick())
+        world.service.arrived(stick("CCCC-DDDD", 7, "/dev/sdx2"))
+        await world.phase(Phase.SYNCING)
+        world.service.left("/dev/sdx2")
+        job, result = world.ends[0]
+        assert (job.name, result.error) == ("work", "DriveAbsent")
+        assert world.history.runs("work") == []
+
+    play(scene)
+
+
+def test_a_worker_that_dies_is_swept_after_before_its_end_is_told(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.script = [["phase", "syncing"], ["warn", "A file."], ["die"]]
+        world.service.arrived(stick())
+        result = await world.result()
+        assert result.outcome is Outcome.FAILED
+        assert "was killed by SIGKILL while syncing" in result.sentence
+        assert result.warnings == ["A file."]
+        assert world.sweeps.names == ["home"]
+        assert world.history.runs()[0].interrupted
+        assert world.said.outcomes() == ["failed"]
+
+    play(scene)
+
+
+def test_what_cannot_be_locked_is_not_called_locked(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.script = [["die"]]
+        world.sweeps.answer = Swept(stuck=("The mapping cryptback-home is in use.",))
+        world.service.arrived(stick())
+        result = await world.result()
+        assert "in use" in result.sentence
+        assert world.said.outcomes() == []
+        view = world.service.view("home")
+        assert (view.state, view.safe) == (State.NOT_ANSWERING, False)
+        world.sweeps.answer = Swept()
+        world.script = None
+        world.service.run("home")
+        assert (await world.result(1)).outcome is Outcome.DONE
+        assert world.sweeps.names == ["home", "home"]
+        assert world.service.view("home").state is State.IDLE
+
+    play(scene)
+
+
+def test_a_worker_that_talks_nonsense_is_ended(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.script = [["babble"], ["hang"]]
+        world.service.arrived(stick())
+        result = await world.result()
+        assert "said something that is not understood" in result.sentence
+        assert world.sweeps.names == ["home"]
+
+    play(scene)
+
+
+def test_cancel(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.script = WAIT
+        world.service.arrived(stick())
+        await world.phase(Phase.SYNCING)
+        with pytest.raises(Busy):
+            world.service.run("home")
+        ids = world.service.cancel("home")
+        assert (await world.result()).outcome is Outcome.CANCELLED
+        assert ids == [world.ends[0][0].id]
+        world.service.arrived(stick())
+        assert list(world.service.supervisor.jobs()) == []
+        with pytest.raises(Refused, match="Nothing is going on"):
+            world.service.cancel("home")
+        with pytest.raises(UnknownDrive):
+            world.service.cancel("other")
+
+    play(scene)
+
+
+def test_a_cancelled_waiting_job_had_its_run(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.script = WAIT
+        world.service.arrived(stick())
+        world.service.arrived(stick("CCCC-DDDD", 7, "/dev/sdx2"))
+        world.service.cancel("work")
+        assert world.history.runs("work")[0].outcome is Outcome.CANCELLED
+        world.service.arrived(stick("CCCC-DDDD", 7, "/dev/sdx2"))
+        assert world.service.view("work").state is State.IDLE
+
+    play(scene)
+
+
+def test_eject_ends_everything_on_the_disk(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.script = WAIT
+        world.service.arrived(stick())
+        world.service.arrived(stick("CCCC-DDDD", 7, "/dev/sdx2"))
+        await world.phase(Phase.SYNCING)
+        assert len(world.service.eject("work")) == 2
+        await world.result(1)
+        assert [(job.name, r.outcome) for job, r in world.ends] == [
+            ("work", Outcome.CANCELLED),
+            ("home", Outcome.CANCELLED),
+        ]
+        world.service.arrived(stick())
+        world.service.arrived(stick("CCCC-DDDD", 7, "/dev/sdx2"))
+        assert list(world.service.supervisor.jobs()) == []
+        assert world.service.view("home").safe
+        world.script = None
+        world.service.run("home")  # asked for, it runs
+        assert (await world.result(2)).outcome is Outcome.DONE
+        assert world.service.eject("home") == []
+        world.service.left("/dev/sdx")
+        with pytest.raises(DriveAbsent):
+            world.service.eject("home")
+
+    play(scene)
+
+
+def test_a_stop_of_the_service_is_taken_up_again(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.script = WAIT
+        world.service.arrived(stick())
+        world.service.arrived(stick("CCCC-DDDD", 7, "/dev/sdx2"))
+        await world.phase(Phase.SYNCING)
+        await world.service.supervisor.stop_all()
+        world.script = None
+        (kept,) = world.history.runs()
+        assert (kept.entry, kept.outcome, kept.interrupted) == ("home", Outcome.CANCELLED, True)
+        after = Service(world.history, "boot", lambda _name: None, world._ended)
+        after.store.directory = world.service.store.directory
+        after.supervisor.sources = lambda: [Secret()]
+        after.arrived(stick())
+        await world.result(2)
+        assert world.ends[2][1].outcome is Outcome.DONE
+
+    play(scene)
+
+
+def test_a_question_ends_with_its_job(play: Play) -> None:
+    async def scene(world: World) -> None:
+        patient = Patient()
+        world.sources = [patient]
+        world.script = [["phase", "unlocking"], ["key", "open", ""], ["hang"]]
+        world.service.arrived(stick())
+        await world.phase(Phase.UNLOCKING)
+        while not patient.waiting:
+            await asyncio.sleep(0.01)
+        world.service.left("/dev/sdx")
+        await world.result()
+        assert patient.waiting == 0
+
+    play(scene)
+
+
+def test_a_refused_key_is_told_and_the_next_source_asked(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.sources = [Secret("wrong"), Secret("right")]
+        world.script = [["key", "open", ""], ["key", "open", "wrong"]]
+        world.service.arrived(stick())
+        await world.result()
+        told = [f.get("message") for _t, p, f in world.said.lines if p == 4]
+        assert told == ["key_source_failed"]
+        assert "home: got secret from right" in world.said.texts()
+
+    play(scene)
+
+
+def test_an_init_uses_the_passphrase_of_its_pipes(play: Play) -> None:
+    async def scene(world: World) -> None:
+        blank = stick("", 9, "/dev/sdz1")
+        job, writers = world.service.init(blank, {"name": "new", "include": ["/etc"]})
+        for fd in writers:
+            os.write(fd, b"pass phrase\n")
+            os.close(fd)
+        assert (await job.over).outcome is Outcome.DONE
+        assert world.said.texts().count("new: got pass phrase from enrolment") == 2
+        assert job.options["container"] == "backup.luks"
+
+    play(scene)
+
+
+def test_an_init_ends_with_who_asked_for_it(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.script = [["phase", "formatting"], ["stop"]]
+        blank = stick("", 9, "/dev/sdz1")
+        job, writers = world.service.init(blank, {"name": "new"})
+        with pytest.raises(Busy):
+            world.service.init(blank, {"name": "other"})
+        await world.phase(Phase.FORMATTING, "new")
+        for fd in writers:
+            os.close(fd)
+        world.service.client_left(job)
+        assert job.stop is StopReason.CANCEL
+        assert (await job.over).outcome is Outcome.CANCELLED
+        world.service.client_left(job)
+
+    play(scene)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"), [({"name": "home"}, "already"), ({"name": "x", "colour": 1}, "colour")]
+)
+def test_an_init_that_cannot_be(play: Play, options: dict[str, Any], says: str) -> None:
+    async def scene(world: World) -> None:
+        with pytest.raises(Refused, match=says):
+            world.service.init(stick("", 9, "/dev/sdz1"), options)
+
+    play(scene)
+
+
+def test_a_survey_is_no_run(play: Play) -> None:
+    async def scene(world: World) -> None:
+        found = await world.service.survey(stick("", 9, "/dev/sdz1"), {})
+        assert found["model"] == "SanDisk Ultra"
+        assert world.said.lines == []
+        assert world.history.runs() == []
+        assert [view.name for view in world.service.views()] == ["home", "work"]
+
+    play(scene)
+
+
+def test_not_again_within_at_most(play: Play, tmp_path: Path) -> None:
+    async def scene(world: World) -> None:
+        file = tmp_path / "home.toml"
+        file.write_text(file.read_text() + '[when]\nat_most = "1h"\n')
+        world.service.arrived(stick())
+        await world.result()
+        world.service.left("/dev/sdx")
+        world.service.arrived(stick(diskseq=8))
+        assert world.said.outcomes() == ["done", "skipped"]
+        world.service.arrived(stick(diskseq=8))
+        assert len(world.history.runs()) == 2
+
+    play(scene)
+
+
+def test_events_that_were_lost_are_made_good(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.script = HANG
+        world.service.arrived(stick())
+        await world.phase(Phase.SYNCING)
+        world.script = None
+        world.service.resync([stick(diskseq=8), stick("CCCC-DDDD", 9, "/dev/sdy1")])
+        assert (await world.result()).error == "DriveAbsent"
+        await world.until(lambda: len(world.ends) == 3)
+        assert world.service.view("work").state is State.IDLE
+
+    play(scene)
