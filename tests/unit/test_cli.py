@@ -1,6 +1,7 @@
 """The command line: exit codes, what is shown, what is refused."""
 
 import asyncio
+import gc
 import json
 import os
 from collections.abc import Callable, Coroutine
@@ -314,9 +315,11 @@ def test_what_only_root_may(
     )
 
 
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # of dbus-fast
 def test_no_bus(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent/bus")
     assert cli(monkeypatch, "status") == 1
+    gc.collect()
     assert "system bus can't be reached" in capsys.readouterr().err
 
 

@@ -7,14 +7,13 @@ import pytest
 from cryptbackd.daemon import reports
 from cryptbackd.daemon.journal import Priority
 from cryptbackd.daemon.reports import Line
-from cryptbackd.model import JobKind, Outcome, Phase, RunResult
+from cryptbackd.model import JobKind, Outcome, RunResult
 
 
 def ended(result: RunResult, **change: Any) -> list[Line]:
     facts: dict[str, Any] = {
         "seconds": 42.0,
         "interrupted": False,
-        "phase": Phase.SYNCING,
         "present": True,
         **change,
     }
@@ -94,7 +93,7 @@ def test_what_is_not_locked_has_no_outcome() -> None:
 def test_only_what_somebody_must_look_at_is_an_error(error: str, priority: Priority) -> None:
     last = ended(result(Outcome.FAILED, "No.", error=error, hint="Do this."))[-1]
     assert last.priority is priority
-    assert last.text == "home: failed while syncing: No. Do this."
+    assert last.text == "home: failed: No. Do this."
 
 
 def test_a_pulled_drive_is_an_interrupted_run_without_advice_on_unplugging() -> None:

@@ -31,7 +31,9 @@ pytestmark = [
 
 
 def stick(uuid: str = "AAAA-BBBB", diskseq: int = 7, node: str = "/dev/sdx1") -> Seen:
-    return Seen(Device(node, 8, 1, node.rstrip("0123456789"), diskseq, uuid, "vfat"), "SanDisk Ultra")
+    return Seen(
+        Device(node, 8, 1, node.rstrip("0123456789"), diskseq, uuid, "vfat"), "SanDisk Ultra"
+    )
 
 
 @attrs.define
@@ -426,7 +428,8 @@ def test_a_refused_key_is_told_and_the_next_source_asked(play: Play) -> None:
 def test_an_init_uses_the_passphrase_of_its_pipes(play: Play) -> None:
     async def scene(world: World) -> None:
         blank = stick("", 9, "/dev/sdz1")
-        job, writers = world.service.init(blank, {"name": "new", "include": ["/etc"]})
+        job = world.service.init(blank, {"name": "new", "include": ["/etc"]})
+        writers = [world.service.hand_over(job.id, p) for p in ("format", "first-open")]
         for fd in writers:
             os.write(fd, b"pass phrase\n")
             os.close(fd)
@@ -441,7 +444,8 @@ def test_an_init_ends_with_who_asked_for_it(play: Play) -> None:
     async def scene(world: World) -> None:
         world.script = [["phase", "formatting"], ["stop"]]
         blank = stick("", 9, "/dev/sdz1")
-        job, writers = world.service.init(blank, {"name": "new"})
+        job = world.service.init(blank, {"name": "new"})
+        writers = [world.service.hand_over(job.id, p) for p in ("format", "first-open")]
         with pytest.raises(Busy):
             world.service.init(blank, {"name": "other"})
         await world.phase(Phase.FORMATTING, "new")

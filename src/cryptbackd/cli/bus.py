@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from dbus_fast import BusType, Message, MessageType, Variant
-from dbus_fast.aio import MessageBus
+from dbus_fast.aio.message_bus import MessageBus
 from dbus_fast.errors import AuthError, InvalidAddressError
 
 from ..errors import BY_NAME, CryptbackError, Refused
@@ -39,11 +39,10 @@ class Client:
         """The answer of a method of the daemon; raises CryptbackError."""
         return (await self._call(member, signature, list(body)))[0]
 
-    async def call_for_fds(
-        self, member: str, signature: str, *body: Any
-    ) -> tuple[list[Any], list[int]]:
-        """Like :meth:`call`, with the descriptors of the answer, the caller's to close."""
-        return await self._call(member, signature, list(body))
+    async def call_for_fd(self, member: str, signature: str, *body: Any) -> int:
+        """The descriptor that a method of the daemon answers with, the caller's to close."""
+        _handle, (fd,) = await self._call(member, signature, list(body))
+        return fd
 
     async def listen(self) -> None:
         """Hear the daemon's signals from now on, and its death."""
@@ -142,7 +141,7 @@ def options(**values: bool | int | str | list[str] | None) -> dict[str, Variant]
 
 
 def _error(reply: Message) -> CryptbackError:
-    name = reply.error_name or ""
+    name = str(reply.error_name or "")
     text = str(reply.body[0]) if reply.body else name
     if name.startswith(_ERROR):
         sentence, _newline, hint = text.partition("\n")

@@ -197,10 +197,9 @@ async def _survey(plan: _Plan) -> Values:
 async def _enrol(plan: _Plan, passphrase: bytes) -> Values:
     async with bus.connected() as client:
         await client.listen()
-        (run_id, _handles), fds = await client.call_for_fds(
-            "Init", "sa{sv}", plan.device, plan.options()
-        )
-        for fd in fds:
+        (run_id,) = await client.call("Init", "sa{sv}", plan.device, plan.options())
+        for purpose in ("format", "first-open"):
+            fd = await client.call_for_fd("HandOver", "ss", run_id, purpose)
             with os.fdopen(fd, "wb", buffering=0) as pipe, contextlib.suppress(BrokenPipeError):
                 pipe.write(passphrase + b"\n")
         del passphrase

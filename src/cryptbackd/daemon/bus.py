@@ -26,7 +26,7 @@ from dbus_fast import (
     RequestNameReply,
     Variant,
 )
-from dbus_fast.aio import MessageBus
+from dbus_fast.aio.message_bus import MessageBus
 from dbus_fast.errors import AuthError, InvalidAddressError
 
 from ..errors import ConfigError, CryptbackError, Refused, UnknownDrive
@@ -175,7 +175,7 @@ class Bus:
         gives: tuple[int, ...] = ()
         try:
             if call.for_root:
-                await self._want_root(message.sender)
+                await self._want_root(message.sender or "")
             answer = await call.do(self, message)
             gives = answer.gives
             reply = Message.new_method_return(
@@ -255,15 +255,17 @@ class Bus:
     async def init(self, message: Message) -> _Answer:
         """Init."""
         seen = self.resolve(message.body[0])
-        job, writers = self.service.init(seen, _plain(message.body[1]))
+        job = self.service.init(seen, _plain(message.body[1]))
         try:
-            await self._mind_client(message.sender, job)
+            await self._mind_client(message.sender or "", job)
         except BaseException:
             self.service.client_left(job)
-            for fd in writers:
-                os.close(fd)
             raise
-        return _Answer("sah", [job.id, list(range(len(writers)))], tuple(writers))
+        return _Answer("s", [job.id])
+
+    async def hand_over(self, message: Message) -> _Answer:
+        """HandOver."""
+        return _Answer("h", [0], (self.service.hand_over(*message.body),))
 
     async def _mind_client(self, client: str, job: Job) -> None:
         """End *job* when *client* leaves the bus before the drive is enrolled."""
@@ -314,6 +316,7 @@ _CALLS: dict[tuple[str, str], _Call] = {
     ("Eject", "s"): _Call(Bus.eject, True),
     ("Survey", "sa{sv}"): _Call(Bus.survey, True),
     ("Init", "sa{sv}"): _Call(Bus.init, True),
+    ("HandOver", "ss"): _Call(Bus.hand_over, True),
 }
 
 

@@ -52,7 +52,11 @@ XML = """\
       <arg name="device" type="s" direction="in"/>
       <arg name="options" type="a{sv}" direction="in"/>
       <arg name="run" type="s" direction="out"/>
-      <arg name="passphrase" type="ah" direction="out"/>
+    </method>
+    <method name="HandOver">
+      <arg name="run" type="s" direction="in"/>
+      <arg name="purpose" type="s" direction="in"/>
+      <arg name="passphrase" type="h" direction="out"/>
     </method>
     <signal name="DriveChanged">
       <arg name="name" type="s"/>

@@ -37,6 +37,8 @@ class Job:
     options: dict[str, Any] = attrs.field(factory=dict)
     enrolment: dict[str, int] = attrs.field(factory=dict)
     """The read ends of an init's pipes by the purpose of the key; owned."""
+    writers: dict[str, int] = attrs.field(factory=dict)
+    """Their write ends, until they are given away; owned."""
     worker: WorkerProcess | None = None
     chain: Chain | None = None
     asking: asyncio.Task[None] | None = None
@@ -72,9 +74,10 @@ class Job:
 
     def close_enrolment(self) -> None:
         """Close the pipes that no key was asked from."""
-        for fd in self.enrolment.values():
-            os.close(fd)
-        self.enrolment.clear()
+        for ends in (self.enrolment, self.writers):
+            for fd in ends.values():
+                os.close(fd)
+            ends.clear()
 
 
 def pulled_result(queued: bool) -> RunResult:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from ..model import JobKind, Outcome, Phase, RunResult
+from ..model import JobKind, Outcome, RunResult
 from ..text import clock, count, size
 from .journal import Priority
 
@@ -48,14 +48,13 @@ def ended(
     *,
     seconds: float,
     interrupted: bool,
-    phase: Phase,
     present: bool,
     stuck: tuple[str, ...] = (),
 ) -> list[Line]:
     """The last lines of a run; the very last has its outcome.
 
-    *phase* is the last one that it was in, *present* whether the drive is still here.  With
-    something *stuck* (not locked) no line has an outcome: it is not over.
+    *present*: the drive is still here.  With something *stuck* (not locked) no line has an
+    outcome: it is not over.
     """
     lines = [Line(f"{name}: {sentence}", Priority.ERROR, "not_answering") for sentence in stuck]
     if result.powered_off and result.safe:
@@ -65,11 +64,11 @@ def ended(
     elif present and not stuck:
         lines.append(Line(f"It was not proven that {name} may be unplugged.", Priority.WARNING))
     outcome = None if stuck else result.outcome
-    lines.append(attrs.evolve(_last(name, result, seconds, interrupted, phase), outcome=outcome))
+    lines.append(attrs.evolve(_last(name, result, seconds, interrupted), outcome=outcome))
     return lines
 
 
-def _last(name: str, result: RunResult, seconds: float, interrupted: bool, phase: Phase) -> Line:
+def _last(name: str, result: RunResult, seconds: float, interrupted: bool) -> Line:
     told = f"{result.sentence} {result.hint}".strip()
     numbers = f"{summary(result, seconds)}." if result.version else told
     match result.outcome:
@@ -97,7 +96,7 @@ def _last(name: str, result: RunResult, seconds: float, interrupted: bool, phase
         case Outcome.FAILED:
             expected = result.error in _EXPECTED
             return Line(
-                f"{name}: failed while {phase.value.replace('-', ' ')}: {told}",
+                f"{name}: failed: {told}",
                 Priority.WARNING if expected else Priority.ERROR,
                 "run_interrupted" if interrupted else "run_failed",
             )

@@ -194,9 +194,10 @@ class Service:
             raise BY_NAME.get(result.error, CryptbackError)(result.sentence, result.hint)
         return result.data
 
-    def init(self, seen: Seen, options: dict[str, Any]) -> tuple[Job, list[int]]:
-        """Enrol a device: the job, and two write ends for its passphrase, the caller's to
-        give away and close.  Raises Busy, Refused and ConfigError.
+    def init(self, seen: Seen, options: dict[str, Any]) -> Job:
+        """Enrol a device; its passphrase is to come through ``hand_over``.
+
+        Raises Busy, Refused and ConfigError.
         """
         unknown = set(options) - set(INIT_OPTIONS)
         if unknown:
@@ -212,12 +213,20 @@ class Service:
         self._want_idle(seen)
         job = self._job(JobKind.INIT, name, seen)
         job.options = options
-        writers = []
         for purpose in ("format", "first-open"):
-            job.enrolment[purpose], writer = os.pipe2(os.O_CLOEXEC)
-            writers.append(writer)
+            job.enrolment[purpose], job.writers[purpose] = os.pipe2(os.O_CLOEXEC)
         self.supervisor.submit(job)
-        return job, writers
+        return job
+
+    def hand_over(self, run: str, purpose: str) -> int:
+        """The write end of the pipe for the passphrase that the init *run* needs for *purpose*.
+
+        The caller's to close; each is given away once.  Raises Refused.
+        """
+        for job in self.supervisor.jobs():
+            if job.id == run and purpose in job.writers:
+                return job.writers.pop(purpose)
+        raise Refused("No passphrase is wanted for that (any more).")
 
     def client_left(self, job: Job) -> None:
         """Who asked for the init *job* is gone: without them it can't be enrolled."""
@@ -341,9 +350,7 @@ class Service:
         run = Run(jobs.new_id(now), name, JobKind.BACKUP, now)
         self.history.begin(run, insertion)
         self.history.finish(run.id, result, False, now)
-        for line in reports.ended(
-            name, result, seconds=0, interrupted=False, phase=Phase.FINISHED, present=True
-        ):
+        for line in reports.ended(name, result, seconds=0, interrupted=False, present=True):
             journal.log(
                 line.text, line.priority, message=line.message, drive=name, run=run.id,
                 outcome=line.outcome,

@@ -342,7 +342,6 @@ class Supervisor:
             result,
             seconds=job.seconds,
             interrupted=job.interrupted,
-            phase=job.phase,
             present=self.present(job.device),
             stuck=self.stuck.get(job.name, ()),
         )

@@ -49,3 +49,11 @@ def mount_points(devno: str) -> list[str]:
         if mount.devno == devno
         or (mount.source.startswith("/dev/") and os.path.realpath(mount.source) == node)
     ]
+
+
+def mount_of(path: str) -> Mount:
+    """The mount that *path* lies on: the one with the longest path, the last of those."""
+    real = os.path.realpath(path) + "/"
+    containing = [mount for mount in mounts() if real.startswith(mount.path.rstrip("/") + "/")]
+    longest = max(len(mount.path) for mount in containing)
+    return [mount for mount in containing if len(mount.path) == longest][-1]

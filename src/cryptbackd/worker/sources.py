@@ -21,7 +21,7 @@ import attrs
 
 from .. import kernel
 from .control import Control, escaped
-from .mountinfo import mounts
+from .mountinfo import mount_of, mounts
 
 _NO_LINKS = kernel.RESOLVE_NO_SYMLINKS | kernel.RESOLVE_NO_MAGICLINKS
 _MAX_LINKS = 40
@@ -78,7 +78,7 @@ def plan(
             control.warn(f"The source {escaped(path)} {why}. Its last state was kept.")
             kept.append(Source(path, before))
             continue
-        source.filesystem = _filesystem(source.fd)
+        source.filesystem = _filesystem(path, source.fd)
         fault = ""
         if last_tree is not None and not accept:
             if before not in ("", source.filesystem):
@@ -151,15 +151,13 @@ def _follow_links_of_root(path: str) -> str:
     return done
 
 
-def _filesystem(fd: int) -> str:
+def _filesystem(path: str, fd: int) -> str:
     """A word that stays the same as long as the source lies on the same filesystem.
 
     Only ext2 to ext4 derive their fsid from their UUID (statfs(2)); of others only the
     type is certain to be the same after a reboot.
     """
-    status = os.fstat(fd)
-    devno = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
-    fstype = next((mount.fstype for mount in mounts() if mount.devno == devno), "unknown")
+    fstype = mount_of(path).fstype
     if fstype in _HAS_FSID_OF_ITS_UUID:
         return f"{fstype}:{os.fstatvfs(fd).f_fsid:016x}"
     return fstype
@@ -186,14 +184,20 @@ def _has_content(tree: Path, path: str) -> bool:
 
 def _mounts_below(sources: Sequence[Source]) -> tuple[str, ...]:
     own = {source.path for source in sources}
-    roots = [source.path.rstrip("/") + "/" for source in sources]
-    below = {
-        mount.path
-        for mount in mounts()
-        if mount.path not in own
-        and any(mount.path.startswith(root) for root in roots)
-        and mount.fstype != "autofs"
-    }
+    below = set()
+    for source in sources:
+        root = source.path.rstrip("/") + "/"
+        devno = mount_of(source.path).devno
+        # A bind mount of the same filesystem (the service has some) hides nothing that lies
+        # nowhere else.
+        below |= {
+            mount.path
+            for mount in mounts()
+            if mount.path.startswith(root)
+            and mount.path not in own
+            and mount.devno != devno
+            and mount.fstype != "autofs"
+        }
     # Of a mount in a mount only the outer one is worth a word.
     return tuple(sorted(p for p in below if not any(p.startswith(other + "/") for other in below)))
 

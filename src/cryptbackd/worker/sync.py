@@ -230,10 +230,17 @@ class _Rsync:
         _checksum, _space, name = rest.lstrip().partition(b" ")
         path = _OCTAL.sub(lambda match: bytes([int(match[1], 8)]), name)
         self._synced.changed_files += 1
-        self._check_unchanged(path)
+        self._check_unchanged()
+        self._received = path
 
-    def _check_unchanged(self, path: bytes) -> None:
-        """Rsync doesn't notice a file that is written to while it is read."""
+    def _check_unchanged(self) -> None:
+        """Look at the file before the one that was logged: that one has its name by now.
+
+        rsync doesn't notice a file that is written to while it is read.
+        """
+        path, self._received = self._received, b""
+        if not path:
+            return
         try:
             copy = os.lstat(os.path.join(os.fsencode(self._job.target), path))
             source = os.lstat(os.path.join(os.fsencode(self._job.stage), path))

@@ -78,7 +78,7 @@ def proven_free(device: Device, control: Control) -> Iterator[int]:
     with opened(device) as fd:
         try:
             yield fd
-        except CryptbackError:
+        except Exception:
             try:
                 release(device, fd, control)
             except CryptbackError as exc:
@@ -119,7 +119,7 @@ def unlocked(
         volume = stack.enter_context(luks(backing, name, header, control))
         if device_of_loop is not None:
             device_of_loop.hand_over()
-        control.say(f"{name}: unlocked with {printable(volume.key_source)}.")
+        control.say(f"unlocked with the passphrase from {printable(volume.key_source)}.")
         control.phase(Phase.MOUNTING)
         yield stack.enter_context(inner(volume, place / "tree"))
 
@@ -207,7 +207,7 @@ def back_up(
         },
     )
     keeper.keep(version.path)
-    control.say(f"{name}: version {version.path.name} made.", "version_made")
+    control.say(f"version {version.path.name} made.", "version_made")
     return Kept(version, synced)
 
 
