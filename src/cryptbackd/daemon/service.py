@@ -79,7 +79,7 @@ class Service:
             ended=self._ended,
             present=self._is_present,
         )
-        self.store = entries.EntryStore(_complain, _keep_markers)
+        self.store = entries.EntryStore(_complain, _keep_markers, _remark)
 
     # What udev tells.
 
@@ -439,6 +439,15 @@ def _absent(name: str) -> DriveAbsent:
 
 def _complain(name: str, fault: ConfigError) -> None:
     journal.log(str(fault), journal.Priority.WARNING, message="config_bad", drive=name)
+
+
+def _remark(name: str, keys: tuple[str, ...]) -> None:
+    journal.log(
+        f"{name}: {', '.join(keys)} in its entry has no effect in this version: every version is"
+        " kept, and a backup is made when the drive is plugged in or `cryptback run` asks for it.",
+        journal.Priority.WARNING,
+        drive=name,
+    )
 
 
 def _keep_markers(known: config.Entries) -> None:

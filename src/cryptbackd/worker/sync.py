@@ -79,6 +79,8 @@ class Job:
     link_dest: tuple[Path, ...] = ()
     """Trees whose unchanged files are linked into the target (ext4, xfs)."""
     delete: bool = True
+    contents: bool = False
+    """Compare files by content, not by size and time: reads both sides in full."""
 
 
 def literal(path: str) -> str:
@@ -99,6 +101,8 @@ def _arguments(job: Job, *, dry: bool, args_fd: int) -> list[str]:
     argv += ["--numeric-ids", "--whole-file", "--secluded-args", "--modify-window=-1"]
     argv += ["--no-human-readable", "--outbuf=L", "--checksum-choice=xxh128", "--force"]
     argv += [f"--temp-dir={job.target / TEMPORARY}", *filters]
+    if job.contents:
+        argv += ["--checksum"]
     if job.delete:
         argv += ["--delete", "--delete-excluded"]
     argv += [f"--link-dest={path}" for path in job.link_dest]

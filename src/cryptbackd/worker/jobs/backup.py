@@ -63,6 +63,7 @@ def backup(start: protocol.Start, control: Control) -> RunResult:
             toml=start.entry,
             ledger=start.ledger,
             accept=bool(start.options.get("accept")),
+            contents=bool(start.options.get("full")),
             place=place,
             control=control,
         )
@@ -132,6 +133,7 @@ def back_up(
     toml: str,
     ledger: LedgerEntry | None,
     accept: bool,
+    contents: bool,
     place: Path,
     control: Control,
 ) -> Kept:
@@ -148,7 +150,7 @@ def back_up(
     if verdict:
         control.warn(
             f"The drive is not as this computer remembers it. {verdict}"
-            " Nothing on it is deleted in this run.",
+            + ("" if accept else " Nothing on it is deleted in this run."),
             "drive_older",
         )
     else:
@@ -181,7 +183,8 @@ def back_up(
             exclude=entry.backup.exclude,
             keep=tuple(source.path for source in chosen.kept),
             link_dest=keeper.link_dest,
-            delete=not verdict,
+            delete=accept or not verdict,
+            contents=contents,
         ),
         control,
     )

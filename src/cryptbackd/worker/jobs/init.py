@@ -138,6 +138,7 @@ def init(start: protocol.Start, control: Control) -> RunResult:
                 toml=toml,
                 ledger=None,
                 accept=False,
+                contents=False,
                 place=place,
                 control=control,
             )
