@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.machine import cache, enroll, image, qemu
+from tests.machine.guest import CommandFailed
 from tests.machine.image import Image
 from tests.machine.machine import BOOT, Machine
 from tests.machine.qemu import Qemu
@@ -47,7 +48,7 @@ class Saved:
 
 
 def boot(vm: Machine) -> None:
-    """The first layer: booted, and nothing going on."""
+    """Make the first layer: it has booted."""
     vm.wait_booted()
 
 
@@ -64,7 +65,7 @@ def package() -> Path:
 
 
 def install(vm: Machine) -> None:
-    """The second layer: the package is installed, as apt would do it."""
+    """Make the second layer: the package is installed, as apt would do it."""
     path = "/var/cache/cryptbackd.deb"
     vm.push(path, package().read_bytes())
     vm.run(f"DEBIAN_FRONTEND=noninteractive dpkg --install {path} && rm {path}", timeout=BOOT)
@@ -93,8 +94,13 @@ def ensure(layer: Layer) -> Saved:
     def build(path: Path) -> None:
         started = time.monotonic()
         with _start(disk, accelerator, below) as vm:
-            layer.make(vm)
-            _save(vm, path)
+            try:
+                layer.make(vm)
+                _save(vm, path)
+            except CommandFailed:
+                for title, text in vm.report():
+                    print(f"-- {title}\n{text}", file=sys.stderr)
+                raise
         print(
             f"layer {layer.name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True
         )
@@ -126,6 +132,7 @@ def _start(disk: Image, accelerator: str, saved: Saved | None) -> Machine:
 
 def _save(vm: Machine, path: Path) -> None:
     """Save a machine into an empty directory; its sticks are pulled, as tests plug them in."""
+    vm.wait_quiet()
     for stick in vm.sticks.values():
         if stick.plugged:
             stick.pull()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
@@ -12,7 +13,7 @@ from typing import Any
 from tests.machine.guest import Agent, Command, CommandTimeout, Result, Running
 from tests.machine.qemu import Qemu
 from tests.machine.stick import Stick, copy_sparse, make_image
-from tests.machine.wire import MachineLost
+from tests.machine.wire import MachineLost, WireError
 
 BOOT = 240.0
 """Seconds that a boot may take, under emulation and with other machines beside it."""
@@ -32,6 +33,18 @@ grep -m 1 . < "$dir/lines"
 code=$?
 kill $! 2> /dev/null
 exit $code
+"""
+
+
+# Until both processors have been idle for 90 % of two seconds.
+WAIT_FOR_QUIET = r"""
+before=0
+for i in {1..30}; do
+    read -r _ _ _ _ idle _ < /proc/stat
+    [ $((idle - before)) -gt 360 ] && [ "$before" != 0 ] && exit
+    before=$idle
+    sleep 2
+done
 """
 
 
@@ -100,7 +113,10 @@ class Machine:
 
     def set_clock(self, seconds: float | None = None) -> None:
         """Set the guest's time of day: to this computer's, if left out."""
-        self.run(["date", "--set", f"@{time.time() if seconds is None else seconds:.6f}"])
+        now = time.time() if seconds is None else seconds
+        # The agent sets the time at once, and then complains that there is no hwclock to keep it.
+        with contextlib.suppress(WireError):
+            self.agent.call("guest-set-time", time=int(now * 1e9))
 
     def wait_booted(self) -> None:
         """Wait until the guest is up and has nothing left to start."""
@@ -113,6 +129,11 @@ class Machine:
             time.sleep(0.2)  # the agent is up before the manager can be asked
             command = ["systemctl", "is-system-running", "--wait"]
             state = self.run(command, check=False, timeout=BOOT).out.strip()
+
+    def wait_quiet(self) -> None:
+        """Wait until the guest has next to nothing to do (or for a minute)."""
+        self.run(["udevadm", "settle"], check=False, timeout=BOOT)
+        self.run(["/bin/bash", "-c", WAIT_FOR_QUIET], timeout=BOOT)
 
     def reboot(self, *, hard: bool = False) -> None:
         """Shut down and boot (hard: power off and on); takes half a minute or more."""

@@ -23,7 +23,7 @@ HELP = """\
   .pull [NAME]         pull it out
   .new NAME FS [MiB]   make a stick (FS: vfat, exfat, ext4, xfs, btrfs, none)
   .slow NAME BYTES     limit its speed to so many bytes a second (0: no limit)
-  .console             log in on the serial console (leave with Ctrl-])
+  .console             the serial console (log in as root; leave with Ctrl-])
   .quit                end the machine (or Ctrl-D); nothing in it is kept"""
 
 

@@ -144,7 +144,7 @@ def test_reboot(bare_vm: Machine, hard: bool) -> None:
     bare_vm.reboot(hard=hard)
     assert bare_vm.run(["cat", "/proc/sys/kernel/random/boot_id"]).out != before
     assert bare_vm.pull("/root/here") == b"one"
-    assert abs(bare_vm.clock() - time.time()) < 1
+    assert abs(bare_vm.clock() - time.time()) < 3
 
 
 def test_package_is_installed(vm: Machine) -> None:
