@@ -41,9 +41,13 @@ def digest(inputs: Iterable[bytes | str]) -> str:
 def entry(kind: str, key: str, build: Callable[[Path], None]) -> Path:
     """The entry of this kind and key; `build` fills an empty directory if there is none yet.
 
-    Only one process builds an entry, the others wait for it. An entry is there whole or not at all.
+    Only one process builds an entry, the others wait for it. An entry is there whole or not at all:
+    who finds it waits for nobody.
     """
     path = directory() / f"{kind}-{key}"
+    if path.is_dir():
+        os.utime(path)
+        return path
     with lock(kind):
         if not path.is_dir():
             _prune(kind, KEEP - 1)
