@@ -11,11 +11,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.machine import Machine, layers, oracle
+from tests.machine import Machine, layers, oracle, slots
 
 VM_TESTS = Path(__file__).parent / "vm"
 TIME_LIMIT = 300
 """Seconds for a test that says nothing else, without the building of layers."""
+
+
+@pytest.fixture(autouse=True)
+def _slot(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A place among the tests in machines, which are not to be more than the processors."""
+    if not request.path.is_relative_to(VM_TESTS):
+        yield
+        return
+    with slots.slot():
+        yield
 
 
 @pytest.fixture
