@@ -15,7 +15,7 @@ from tests.machine.qemu import Qemu
 from tests.machine.stick import Stick, copy_sparse, make_image
 from tests.machine.wire import MachineLost, WireError
 
-BOOT = 240.0
+BOOT = 480.0
 """Seconds that a boot may take, under emulation and with other machines beside it."""
 
 Entry = dict[str, Any]

@@ -63,7 +63,9 @@ def test_several_sticks_at_once(bare_vm: Machine) -> None:
 
 
 def test_slow_failing_and_hanging_stick(bare_vm: Machine) -> None:
-    bare_vm.expect_journal("I/O error|device offline error|FAILED|Synchronize Cache")
+    bare_vm.expect_journal(
+        "I/O error|device offline error|FAILED|Synchronize Cache|Dev sda: unable to read"
+    )
     stick = bare_vm.stick("main", size=64 * MIB)
     stick.plug()
     write = "dd if=/dev/zero of=/dev/sda bs=1M count=2 oflag=direct 2>&1"
@@ -136,6 +138,7 @@ def test_journal(bare_vm: Machine) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900, func_only=True)
 @pytest.mark.parametrize("hard", [False, True])
 def test_reboot(bare_vm: Machine, hard: bool) -> None:
     bare_vm.push("/root/here", "one")
@@ -152,6 +155,7 @@ def test_package_is_installed(vm: Machine) -> None:
 
 
 def test_layer_brings_its_stick(enrolled: Machine) -> None:
+    enrolled.run(["systemctl", "mask", "--runtime", "--now", "cryptbackd"])
     stick = enrolled.stick("main")
     stick.plug()
     query = ["udevadm", "info", "--query=property", "--property=ID_FS_UUID", "--value"]
