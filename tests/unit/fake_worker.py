@@ -6,6 +6,7 @@ What it does is told by ``Start.options["script"]``, a list of steps.
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import sys
@@ -51,6 +52,8 @@ def _do(sock: socket.socket, script: list[Any]) -> None:
                 stop, _fd = _wait(sock, protocol.Stop)
                 result = RunResult(Outcome.CANCELLED, f"It was stopped ({stop.reason}).", safe=True)
                 break
+            case ["ignore"]:
+                select.select([sock], [], [])
             case ["die"]:
                 os.kill(os.getpid(), signal.SIGKILL)
             case ["hang"]:

@@ -21,7 +21,7 @@ from cryptbackd.daemon.supervisor import Supervisor
 from cryptbackd.daemon.sweep import Swept
 from cryptbackd.daemon.watch import Seen
 from cryptbackd.errors import Busy, DriveAbsent, Refused, UnknownDrive
-from cryptbackd.model import Device, Outcome, Phase, RunResult, StopReason
+from cryptbackd.model import Device, JobKind, Outcome, Phase, RunResult, StopReason
 from tests.unit.conftest import Journal, Sweeps
 
 pytestmark = [
@@ -163,6 +163,18 @@ def test_a_known_drive_runs_once_an_insertion(play: Play) -> None:
         assert world.said.texts()[0] == "home: backup begun on /dev/sdx1 (SanDisk Ultra)."
         assert "home: got secret from test" in world.said.texts()
         assert world.sweeps.names == []
+
+    play(scene)
+
+
+def test_a_stop_that_comes_too_late_loses_nothing(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.script = [["phase", "proving"], ["ignore"]]
+        world.service.arrived(stick())
+        await world.phase(Phase.PROVING)
+        world.service.cancel("home")
+        assert (await world.result()).outcome is Outcome.DONE
+        assert world.said.outcomes() == ["done"]
 
     play(scene)
 
@@ -368,7 +380,9 @@ def test_eject_ends_everything_on_the_disk(play: Play) -> None:
         world.script = None
         world.service.run("home")  # asked for, it runs
         assert (await world.result(2)).outcome is Outcome.DONE
-        assert world.service.eject("home") == []
+        assert len(world.service.eject("home")) == 1  # idle: only the proof remains to be made
+        assert (await world.result(3)).outcome is Outcome.DONE
+        assert world.ends[3][0].kind is JobKind.RELEASE
         world.service.left("/dev/sdx")
         with pytest.raises(DriveAbsent):
             world.service.eject("home")

@@ -68,7 +68,9 @@ class WorkerProcess:
             except BlockingIOError:
                 return
             except ConnectionResetError:
-                received = None
+                # It ended without reading a stop of ours. This is told once, and before what
+                # it had said last (unix(7)).
+                continue
             except protocol.ProtocolError as exc:
                 self._hang_up()
                 self._broke_off(exc)

@@ -147,7 +147,10 @@ class Control:
             os._exit(1)
 
     def _receive(self) -> tuple[protocol.Message, int | None]:
-        received = protocol.receive(self._sock)
+        try:
+            received = protocol.receive(self._sock)
+        except ConnectionResetError:
+            received = None
         if received is None:
             # The daemon is gone.  Nothing that we could still do is better than what the
             # kernel does now: mounts, mapping and loop device go with us.
