@@ -19,6 +19,8 @@ class JobKind(StrEnum):
     INIT = "init"
     """Make a container, enrol it and (unless told not to) make the first backup."""
     BACKUP = "backup"
+    RELEASE = "release"
+    """Prove that a drive with which nothing is going on may be pulled."""
 
 
 class Phase(StrEnum):

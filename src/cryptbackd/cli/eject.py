@@ -29,7 +29,7 @@ async def _eject(name: str, as_json: bool) -> int:
         results = await follow.follow(client, name, runs, follow.display(as_json))
         (drive,) = await client.call("GetDrive", "s", name)
     # A drive that was powered off, or pulled after all was locked, isn't here any more.
-    safe = drive["safe"] or (bool(results) and all(r["safe"] for r in results.values()))
+    safe = all(r["safe"] for r in results.values()) if results else drive["safe"]
     if as_json:
         for result in results.values():
             output.dump({"event": "result", **result})

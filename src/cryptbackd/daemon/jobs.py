@@ -64,8 +64,8 @@ class Job:
 
     @property
     def recorded(self) -> bool:
-        """Whether it is a run, which the history and the journal know; a survey is not."""
-        return self.kind is not JobKind.SURVEY
+        """Whether it is a run, which the history and the journal know; the others are not."""
+        return self.kind in (JobKind.INIT, JobKind.BACKUP)
 
     @property
     def doomed(self) -> bool:

@@ -168,17 +168,23 @@ class Service:
         Nothing is begun by itself on that disk before it is plugged in anew.  Raises
         UnknownDrive, ConfigError and DriveAbsent.
         """
-        disks = {job.device.diskseq for job in self.supervisor.jobs() if job.name == name}
-        if not disks:
+        seen = [job.seen for job in self.supervisor.jobs() if job.name == name]
+        if not seen:
             here = policy.candidates(self._devices(), self.store.get(name).uuid)
-            disks = {device.diskseq for device in here}
-        if not disks:
+            seen = [self._present[device.node] for device in here]
+        if not seen:
             raise _absent(name)
         ending = []
-        for diskseq in disks:
+        for disk in {each.device.diskseq: each for each in seen}.values():
+            diskseq = disk.device.diskseq
             self.history.eject(Insertion(self.boot_id, diskseq))
+            going_on = self.supervisor.on_disk(diskseq)
+            if not going_on:
+                idle = self._job(JobKind.RELEASE, name, disk)
+                self.supervisor.submit(idle)
+                ending.append(idle.id)
             # Those that wait first, or the end of the running one would begin them.
-            for job in reversed(self.supervisor.on_disk(diskseq)):
+            for job in reversed(going_on):
                 ending.append(job.id)
                 self.supervisor.stop(job, StopReason.EJECT)
         return ending
@@ -292,7 +298,7 @@ class Service:
             return False
         insertion = Insertion(self.boot_id, device.diskseq)
         last = self.history.last_on(insertion)
-        return last is None or last.safe
+        return last is not None and last.safe
 
     def _devices(self) -> list[Device]:
         return [seen.device for seen in self._present.values()]
@@ -344,9 +350,7 @@ class Service:
 
     def _skip(self, name: str, insertion: Insertion, since: float) -> None:
         now = time.time()
-        result = RunResult(
-            Outcome.SKIPPED, f"The last backup is recent enough ({ago(since)}).", safe=True
-        )
+        result = RunResult(Outcome.SKIPPED, f"The last backup is recent enough ({ago(since)}).")
         run = Run(jobs.new_id(now), name, JobKind.BACKUP, now)
         self.history.begin(run, insertion)
         self.history.finish(run.id, result, False, now)

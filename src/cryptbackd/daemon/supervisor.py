@@ -175,7 +175,7 @@ class Supervisor:
                 lambda message: self._heard(job, message), lambda exc: self._broke_off(job, exc)
             )
         except ToolFailed as exc:
-            return RunResult(Outcome.FAILED, exc.sentence, exc.hint, error="ToolFailed", safe=True)
+            return RunResult(Outcome.FAILED, exc.sentence, exc.hint, error="ToolFailed")
         job.chain = Chain(
             self.sources(), job.name, job.entry, lambda name, exc: self._key_failed(job, name, exc)
         )

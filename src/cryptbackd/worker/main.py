@@ -103,6 +103,10 @@ def _do(start: protocol.Start, control: Control) -> RunResult:
             from .jobs.init import init
 
             return init(start, control)
+        if start.job is JobKind.RELEASE:
+            from .jobs.release import let_go
+
+            return let_go(start, control)
         from .jobs.survey import survey
 
         return survey(start, control)
