@@ -44,9 +44,19 @@ class Ended:
 
     @property
     def complaint(self) -> str:
-        """The last line of its standard error, harmless to print."""
+        """The last line of its standard error, harmless to print; or what killed it."""
+        if self.status < 0:
+            return death(self.status)
         lines = [line for line in self.err.decode("utf-8", "surrogateescape").splitlines() if line]
         return printable(lines[-1]) if lines else f"it ended with status {self.status}"
+
+
+def death(status: int) -> str:
+    """How a program ended that a signal killed: *status* is minus the signal's number."""
+    try:
+        return f"it was killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"it was killed by signal {-status}"
 
 
 def spawn(

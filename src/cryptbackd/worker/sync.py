@@ -24,7 +24,7 @@ import attrs
 
 from ..errors import Cancelled, CryptbackError, DriveFailed, DriveFull, ToolFailed
 from ..model import Phase
-from ..run import Child, child
+from ..run import Child, child, death
 from ..text import printable
 from .control import Control, Meter, escaped
 
@@ -304,7 +304,8 @@ class _Rsync:
             return
         if status == _ABORTED_BY_ERROR:
             raise DriveFailed(f"The copy was given up: {self._last_words}")
-        raise ToolFailed(f"rsync ended with status {status}: {self._last_words}")
+        how = death(status) if status < 0 else f"it ended with status {status}"
+        raise ToolFailed(f"The copy by rsync failed: {how}. {self._last_words}".strip())
 
 
 def _at_home(path: str) -> str:

@@ -6,6 +6,7 @@ its type is from a list, nothing on it is followed, executed or used as a device
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -59,10 +60,12 @@ class Outer:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
             os.close(fd)
-            raise ForgedDrive(
-                f'"{printable(path)}" on the drive is not a regular file with one name.'
-            )
+            raise _not_a_plain_file(path)
         return fd
+
+
+def _not_a_plain_file(path: str) -> ForgedDrive:
+    return ForgedDrive(f'"{printable(path)}" on the drive is not a regular file with one name.')
 
 
 def check_filesystem(device: Device) -> str:
@@ -115,6 +118,8 @@ def container(drive: Outer, path: str) -> Iterator[int]:
             "Was it moved or renamed? Put it back, or change `container` in the entry.",
         ) from None
     except OSError as exc:
+        if exc.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise _not_a_plain_file(path) from exc
         raise DriveFailed(
             f'The container "{printable(path)}" can\'t be opened: {exc.strerror}.'
         ) from exc
