@@ -18,7 +18,7 @@ START = 1 << 20
 
 MAKE = {
     "vfat": ["mkfs.vfat", "-F", "32"],
-    "exfat": ["mkfs.exfat", "-q"],
+    "exfat": ["mkfs.exfat"],
     "ext4": ["mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"],
     "xfs": ["mkfs.xfs", "-q"],
     "btrfs": ["mkfs.btrfs", "-q"],

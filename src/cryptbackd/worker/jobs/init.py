@@ -36,7 +36,7 @@ from .survey import MIB, examine
 
 _FORMAT = {
     "ext4": ["/usr/sbin/mkfs.ext4", "-q", "-F", "-m", "0"],
-    "exfat": ["/usr/sbin/mkfs.exfat", "-q"],
+    "exfat": ["/usr/sbin/mkfs.exfat"],
 }
 _ZEROED_LATER = ("exfat", "vfat")
 """Outer filesystems that allocate now and zero later, or can't allocate without zeroing."""
