@@ -83,6 +83,17 @@ def pytest_runtest_makereport(
     return report
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show what tests measured (`record_property`), whichever process they ran in."""
+    reports = [report for group in terminalreporter.stats.values() for report in group]
+    calls = [each for each in reports if getattr(each, "when", "") == "call"]
+    measured = [pair for report in calls for pair in report.user_properties]
+    if measured:
+        terminalreporter.section("measured")
+    for what, value in measured:
+        terminalreporter.write_line(f"{what}: {value}")
+
+
 def _machines(item: pytest.Item) -> list[Machine]:
     values = getattr(item, "funcargs", {}).values()
     return [value for value in values if isinstance(value, Machine)]

@@ -1,0 +1,72 @@
+"""Files out of a container by hand, as the README tells it, on a machine without cryptbackd.
+
+The commands are taken out of the README word by word: what it promises is what is run.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from tests.machine import Machine
+
+README = Path(__file__).parents[1] / "README.md"
+MANIFEST = (Path(__file__).parent / "machine" / "guest" / "manifest.py").read_bytes()
+DEVICE = "/dev/sdX1"
+"""How the README calls the drive's partition."""
+
+
+def commands(title: str) -> list[str]:
+    """The lines of the block of shell commands that follows this line in the README."""
+    block = re.search(rf"^{re.escape(title)}$\n+```sh\n(.*?)^```$", README.read_text(), re.M | re.S)
+    if block is None:
+        raise LookupError(f"the README has no block of commands after: {title}")
+    return block[1].splitlines()
+
+
+MOUNT = "Mount the drive, if your desktop hasn't done so already:"
+OPEN = "If the container is a file on the drive:"
+OPEN_PARTITION = "If the partition itself is encrypted, there is nothing to mount first:"
+CLOSE = "When you are done:"
+CLOSE_PARTITION = "When you are done, with an encrypted partition:"
+
+
+def run(vm: Machine, lines: list[str], partition: str, passphrase: str = "") -> str:
+    """What a person sees who types these commands, and the passphrase when it is asked for."""
+    script = "\n".join(["set -e", *lines]).replace(DEVICE, partition)
+    return vm.run(script, passphrase.encode() + b"\n", timeout=120).out
+
+
+def manifest(vm: Machine, directory: str) -> list[str]:
+    """All that is to be kept of the files below a directory in the machine, a line each."""
+    # By way of a file: the agent takes no more than 16 MiB of output.
+    command = f"python3 -I - '{directory}' > /tmp/manifest"
+    vm.run(command, MANIFEST, timeout=120)
+    lines = vm.pull("/tmp/manifest").decode().splitlines()
+    vm.run(["rm", "/tmp/manifest"])
+    return lines
+
+
+def versions(vm: Machine) -> list[str]:
+    """The versions in the opened container, oldest first."""
+    shown = vm.run("cd /mnt/versions && cat *.json | tr -d '\\n' | sed 's/}{/}\\n{/g'").out
+    records = [json.loads(line) for line in shown.splitlines()]
+    return [str(r["version"]) for r in sorted(records, key=lambda r: int(r["sequence"]))]
+
+
+def difference(source: list[str], copy: list[str]) -> str:
+    """How the two manifests differ, a line for each file and field; empty if they don't."""
+    ours, theirs = _by_name(source), _by_name(copy)
+    lines = []
+    for name in sorted(ours.keys() | theirs.keys()):
+        one, other = ours.get(name, {}), theirs.get(name, {})
+        fields = [field for field in one | other if one.get(field) != other.get(field)]
+        lines += [f"{name}: {f}: {one.get(f)} became {other.get(f)}" for f in fields]
+    return "\n".join(lines)
+
+
+def _by_name(manifest: list[str]) -> dict[str, dict[str, Any]]:
+    records = [json.loads(line) for line in manifest]
+    return {record["name"]: record for record in records}

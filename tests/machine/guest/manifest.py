@@ -1,0 +1,82 @@
+"""Runs in a guest: prints what is to be kept of each file below a directory, a line of JSON each.
+
+Shares no code with the program under test. Its argument is the directory.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import stat
+import sys
+from collections.abc import Iterator
+
+LARGE = 1 << 20
+"""Smaller files are laid out differently from filesystem to filesystem."""
+
+
+def text(raw: bytes) -> str:
+    return raw.decode("ascii", "backslashreplace")
+
+
+def everything(top: bytes) -> Iterator[bytes]:
+    yield top
+    for directory, directories, files in os.walk(top):
+        for name in directories + files:
+            yield os.path.join(directory, name)
+
+
+def checksum(path: bytes) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def attributes(path: bytes) -> dict[str, str]:
+    """Extended attributes; ACLs and capabilities are such."""
+    names = sorted(os.listxattr(path, follow_symlinks=False))
+    return {
+        name: base64.b64encode(os.getxattr(path, name, follow_symlinks=False)).decode()
+        for name in names
+    }
+
+
+def record(path: bytes, name: bytes, status: os.stat_result) -> dict[str, object]:
+    kind = stat.S_IFMT(status.st_mode)
+    shown: dict[str, object] = {
+        "name": text(name),
+        "kind": oct(kind),
+        "mode": oct(stat.S_IMODE(status.st_mode)),
+        "owner": [status.st_uid, status.st_gid],
+        "time": status.st_mtime_ns,
+        "attributes": attributes(path),
+    }
+    if kind == stat.S_IFREG:
+        shown["size"] = status.st_size
+        shown["sha256"] = checksum(path)
+        shown["sparse"] = status.st_size >= LARGE and status.st_blocks * 512 < status.st_size // 2
+    elif kind == stat.S_IFLNK:
+        shown["target"] = text(os.readlink(path))
+    elif kind in (stat.S_IFBLK, stat.S_IFCHR):
+        shown["device"] = [os.major(status.st_rdev), os.minor(status.st_rdev)]
+    return shown
+
+
+def main() -> None:
+    top = os.fsencode(sys.argv[1])
+    records: dict[bytes, dict[str, object]] = {}
+    names: dict[tuple[int, int], list[bytes]] = {}
+    for path in everything(top):
+        name = os.path.relpath(path, top)
+        status = os.lstat(path)
+        records[name] = record(path, name, status)
+        if not stat.S_ISDIR(status.st_mode):
+            names.setdefault((status.st_dev, status.st_ino), []).append(name)
+    for same in names.values():
+        if len(same) > 1:
+            for name in same:
+                records[name]["links"] = sorted(text(other) for other in same)
+    for _, shown in sorted(records.items()):
+        print(json.dumps(shown, sort_keys=True))
+
+
+main()

@@ -1,0 +1,132 @@
+"""Following a run from outside: by the journal, by `cryptback`, and by processes in the guest."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from tests.machine import Machine, Stick
+from tests.machine.guest import Running
+from tests.machine.machine import Entry
+
+MIB = 1 << 20
+UNIT = "cryptbackd.service"
+PATIENCE = 120.0
+"""Seconds that a run may take, under emulation and with other machines beside it."""
+
+# The watcher notices only at its next line that grep has gone, and in a held run there is none.
+WAIT_FOR_NEWS = r"""
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
+mkfifo "$dir/news"
+cryptback status "$1" --watch --json > "$dir/news" &
+grep -m 1 -E "$2" < "$dir/news"
+kill $!
+"""
+
+
+def ended(
+    vm: Machine, name: str = "home", *, since: str | None = None, timeout: float = PATIENCE
+) -> Entry:
+    """Wait for the end of a run: the line in the journal with its outcome."""
+    return vm.wait_journal(
+        lambda entry: "CRYPTBACK_OUTCOME" in entry,
+        since=since,
+        timeout=timeout,
+        CRYPTBACK_DRIVE=name,
+    )
+
+
+def now(vm: Machine) -> str:
+    """Where the journal stands: the `since` of what comes after."""
+    entries = vm.journal()
+    return str(entries[-1]["__CURSOR"]) if entries else vm.cursor
+
+
+def outcomes(vm: Machine, name: str = "home") -> list[str]:
+    """How the runs since the resume ended, in order."""
+    entries = vm.journal(CRYPTBACK_DRIVE=name)
+    return [entry["CRYPTBACK_OUTCOME"] for entry in entries if "CRYPTBACK_OUTCOME" in entry]
+
+
+def begun(vm: Machine, name: str = "home") -> int:
+    """How many runs were begun since the resume, going by the journal."""
+    return sum("backup begun" in entry["MESSAGE"] for entry in vm.journal(CRYPTBACK_DRIVE=name))
+
+
+def drive(vm: Machine, name: str = "home") -> dict[str, Any]:
+    """What the daemon says of a drive at this moment."""
+    values: dict[str, Any] = json.loads(vm.run(["cryptback", "status", name, "--json"]).out)
+    return values
+
+
+def history(vm: Machine, name: str = "home") -> list[dict[str, Any]]:
+    """The runs of a drive, the last one first."""
+    shown = vm.run(["cryptback", "history", name, "--json"]).out
+    runs: list[dict[str, Any]] = json.loads(shown)["runs"]
+    return runs
+
+
+def settled(vm: Machine, name: str = "home") -> dict[str, Any]:
+    """The drive, after the daemon took in every event that udev has told it.
+
+    udev's queue is empty when its last event waits at the daemon, which reads it before it
+    answers: whatever the events led to shows in the answer.
+    """
+    vm.run(["udevadm", "settle"])
+    return drive(vm, name)
+
+
+def news(vm: Machine, pattern: str, name: str = "home") -> Running:
+    """Wait, by `.wait()`, until the drive's news (a line of JSON) fit a regular expression."""
+    return vm.spawn(["/bin/sh", "-c", WAIT_FOR_NEWS, "sh", name, pattern])
+
+
+def syncing(vm: Machine, stick: Stick, name: str = "home", *, at_least: int = 0) -> None:
+    """Plug the stick in, and wait until its run copies (and has copied so many bytes)."""
+    digits = len(str(at_least))
+    done = rf"([{str(at_least)[0]}-9][0-9]{{{digits - 1}}}|[0-9]{{{digits + 1},}})"
+    watcher = news(vm, rf'"phase": "syncing", "done": {done}', name)
+    stick.plug()
+    watcher.wait(timeout=PATIENCE)
+
+
+def random_files(vm: Machine, number: int, megabytes: int, where: str = "/home/me/random") -> None:
+    """Something to copy that takes a while."""
+    script = 'mkdir -p "$3"; for i in $(seq "$1"); do head -c "$2M" /dev/urandom > "$3/$i"; done'
+    vm.run(["/bin/sh", "-c", script, "sh", str(number), str(megabytes), where])
+
+
+@dataclass(frozen=True)
+class Held:
+    """The processes of a run whose rsyncs are stopped (SIGSTOP) in the middle of the copy."""
+
+    daemon: int
+    stub: int
+    worker: int
+    writer: int
+    reader: int
+
+
+def hold(vm: Machine, stick: Stick, name: str = "home", *, at_least: int = 0) -> Held:
+    """Plug the stick in, and stop the run in mid-sync (when so many bytes are copied)."""
+    syncing(vm, stick, name, at_least=at_least)
+    return stop(vm, name)
+
+
+def stop(vm: Machine, name: str = "home") -> Held:
+    """Stop a run that is copying. There must be enough to copy."""
+    vm.run(["pkill", "-STOP", "rsync"])
+    assert drive(vm, name)["phase"] == "syncing", "it was too fast: give it more to copy"
+    daemon = int(vm.run(["systemctl", "show", "-P", "MainPID", UNIT]).out)
+    stub = int(vm.run(["pgrep", "-P", str(daemon)]).out)
+    worker = int(vm.run(["pgrep", "-P", str(stub)]).out)
+    writer = int(vm.run(["pgrep", "-P", str(worker)]).out)
+    reader = int(vm.run(["pgrep", "-f", "^/usr/bin/rsync --server --sender"]).out)
+    return Held(daemon, stub, worker, writer, reader)
+
+
+def go_on(vm: Machine) -> None:
+    """Let a held run continue."""
+    vm.run(["pkill", "-CONT", "rsync"])

@@ -1,0 +1,155 @@
+"""What fails in a run is told with its name, and the rest is saved."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.machine import Machine
+from tests.machine.enroll import credential, init
+from tests.vm.failing import (
+    ByHand,
+    ended,
+    first_is_whole,
+    listing,
+    mark,
+    status,
+    succeeds_next,
+    wait_end,
+)
+
+MIB = 1 << 20
+ENTRY = "/etc/cryptback/drives.d/home.toml"
+
+
+@pytest.mark.parametrize(
+    ("filesystem", "size"), [("ext4", 48), pytest.param("btrfs", 144, marks=pytest.mark.slow)]
+)
+def test_full_container_is_told_and_keeps_what_it_has(
+    vm: Machine, filesystem: str, size: int
+) -> None:
+    vm.run("mkdir /home/me/letters && echo hello > /home/me/letters/first && chown -R me: /home/me")
+    credential(vm, "home")
+    stick = vm.stick("main", size=(size + 48) * MIB, fs="ext4")
+    stick.plug()
+    init(vm, stick.partition, "home", "--size", f"{size}M", "--filesystem", filesystem)
+    stick.pull()
+    files = listing(vm, "/home/me")
+    vm.run(f"mkdir /home/me/more && head -c {size}M /dev/urandom > /home/me/more/big")
+    since = mark(vm)
+    stick.plug()
+    ended(vm, "There is no room left in the container.", since=since)
+    assert vm.journal(since=since, MESSAGE="You may unplug home now.")
+    assert first_is_whole(vm, files) == [first_is_whole(vm, files)[0]]
+    vm.run("rm -r /home/me/more")
+    succeeds_next(vm)
+    assert len(first_is_whole(vm, files)) == 2
+
+
+def test_container_cut_short_is_told(enrolled: Machine) -> None:
+    vm = enrolled
+    vm.expect_journal("^cryptbackd: home: failed: ")
+    vm.expect_journal("^kernel: .*BTRFS")
+    vm.run(["systemctl", "mask", "--runtime", "--now", "cryptbackd.service"])
+    stick = vm.stick("main")
+    stick.plug()
+    vm.run(
+        f"mkdir -p /mnt/drive && mount {stick.partition} /mnt/drive"
+        " && truncate -s 200M /mnt/drive/backup.luks && umount /mnt/drive"
+        " && systemctl unmask --runtime cryptbackd && systemctl start cryptbackd"
+    )
+    ended(vm, "The container was cut short: its filesystem takes .* of it are there.")
+    assert vm.journal(MESSAGE="You may unplug home now.")
+
+
+def test_file_that_changes_while_it_is_read_is_a_warning(enrolled: Machine) -> None:
+    vm = enrolled
+    vm.run("mkdir /home/me/more && echo 1 > /home/me/more/calm")
+    append = "while echo more; do :; done >> /home/me/more/restless"
+    writer = vm.spawn(["/bin/sh", "-c", f"exec timeout 60 sh -c '{append}'"])
+    vm.stick("main").plug()
+    sentence = '"/home/me/more/restless" changed while it was read'
+    end = ended(vm, sentence, outcome="warnings")
+    vm.run(["pkill", "-x", "timeout"])
+    writer.wait(check=False)
+    assert "home: finished with 1 warning: " in end["MESSAGE"]
+    assert vm.journal(MESSAGE="You may unplug home now.")
+    with ByHand(vm) as container:
+        newest = container.versions()[-1]
+        shown = vm.run(f"cd /mnt/tree/versions/{newest}/home/me/more && cat calm && ls")
+        assert shown.out.split() == ["1", "calm", "restless"]
+    vm.run("rm /home/me/more/restless")
+    succeeds_next(vm)
+
+
+BAD_DISK = """
+set -e
+truncate -s 16M /var/disk.img
+mkdir -p /srv/disk
+loop=$(losetup --find --show /var/disk.img)
+mkfs.ext4 -q $loop
+mount $loop /srv/disk
+head -c 64K /dev/urandom > /srv/disk/bad
+head -c 64K /dev/urandom > /srv/disk/good
+sync
+first=$(filefrag -b512 -e /srv/disk/bad | awk '$1 == "0:" { sub(/[.][.]/, "", $4); print $4 }')
+umount /srv/disk
+end=$((16 * 2048))
+after=$((first + 64))
+dmsetup create disk << TABLE
+0 $first linear $loop 0
+$first 64 error
+$after $((end - after)) linear $loop $after
+TABLE
+mount -r /dev/mapper/disk /srv/disk
+"""
+
+
+def test_file_that_cannot_be_read_is_a_warning(enrolled: Machine) -> None:
+    vm = enrolled
+    vm.expect_journal("^kernel: .*(I/O error|EXT4-fs|dm-)")
+    vm.run(BAD_DISK)
+    vm.expect_leftovers("^mapping disk$")
+    vm.expect_leftovers("^loop device .*/var/disk.img")
+    vm.expect_leftovers(" on /srv/disk ")
+    assert vm.run(["cat", "/srv/disk/bad"], check=False).code == 1
+    vm.run(f"""sed -i 's|^include = .*|include = ["/home/me", "/srv/disk"]|' {ENTRY}""")
+    vm.stick("main").plug()
+    sentence = '"/srv/disk/bad" could not be read: Input/output error'
+    end = ended(vm, sentence, outcome="warnings")
+    assert "home: finished with 1 warning: " in end["MESSAGE"]
+    vm.expected_leftovers.clear()
+    vm.run(["umount", "/srv/disk"])
+    with ByHand(vm) as container:
+        newest = container.versions()[-1]
+        assert container.listing(newest) == listing(vm, "/home/me")
+        assert vm.run(f"ls /mnt/tree/versions/{newest}/srv/disk").out.split() == [
+            "good",
+            "lost+found",
+        ]
+    vm.run("dmsetup remove --retry disk && losetup --detach-all")
+
+
+def test_bad_entry_is_told_and_harms_no_other(enrolled: Machine) -> None:
+    vm = enrolled
+    bad = "/etc/cryptback/drives.d/broken.toml"
+    vm.push(bad, 'uuid = "1A2B-3C4D"\n[backup]\ninclude = "/home/me"\n', 0o600)
+    vm.push("/etc/cryptback/drives.d/worse.toml", "this is = = not TOML\n", 0o600)
+    vm.stick("main").plug()
+    told = 'backup.include: found "/home/me", wanted a list'
+    vm.wait_journal(f"broken.toml: {told}")
+    assert wait_end(vm)["CRYPTBACK_OUTCOME"] == "done"
+    drive = status(vm, "broken")
+    assert drive["state"] == "bad"
+    assert f"{bad}: {told}." in drive["problem"]
+    assert "this is not TOML" in status(vm, "worse")["problem"]
+    shown = vm.run(["cryptback", "status"]).out
+    assert told in shown
+    service = vm.run(["systemctl", "show", "--property=StatusText", "--value", "cryptbackd"]).out
+    assert "2 bad entries" in service
+    refused = vm.run(["cryptback", "run", "broken"], check=False)
+    assert refused.code == 1
+    assert told in refused.err
+
+    head = vm.run(f"grep ^uuid {ENTRY}").out
+    vm.push(bad, f'{head}container = "other"\n[backup]\ninclude = ["/etc"]\n', 0o600)
+    assert status(vm, "broken")["state"] != "bad"

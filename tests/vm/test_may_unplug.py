@@ -1,0 +1,141 @@
+"""\"You may unplug\" is said when it is true, and never else."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from tests.machine import Fault, Machine
+from tests.vm.failing import (
+    Hold,
+    ended,
+    first_is_whole,
+    listing,
+    mark,
+    nothing_left,
+    status,
+    succeeds_next,
+    wait_end,
+)
+
+MIB = 1 << 20
+MAY = "You may unplug home now."
+NOT_PROVEN = "It was not proven that home may be unplugged."
+DRIVE_BREAKS = (
+    "^kernel: .*(I/O error|Sense Key|Add. Sense|FAILED|Aborting journal|JBD2|EXT4-fs|BTRFS|lost"
+    "|critical|Synchronize Cache)"
+)
+ELSEWHERE = """
+unshare --mount --propagation private sh -c \
+    'mount "$1" /mnt && echo > /run/elsewhere && exec sleep 1000' sh "$1"
+"""
+
+
+def in_mid_sync(vm: Machine, megabytes: int) -> Hold:
+    """Prepare a run that has something to write; it will be held where the copy begins."""
+    vm.run(f"mkdir /home/me/more && head -c {megabytes}M /dev/urandom > /home/me/more/big")
+    return Hold(vm, "/usr/bin/rsync", "--info=progress2")
+
+
+def test_drive_mounted_out_of_sight_may_not_be_unplugged(enrolled: Machine) -> None:
+    """Another process has it mounted in a mount namespace of its own."""
+    vm = enrolled
+    vm.expect_journal("^cryptbackd: home: failed: ")
+    hold = in_mid_sync(vm, 1)
+    stick = vm.stick("main")
+    stick.plug()
+    syncing = hold.wait()
+    vm.run("rm -f /run/elsewhere && mkfifo /run/elsewhere")
+    other = vm.spawn(["/bin/sh", "-c", ELSEWHERE, "sh", stick.partition])
+    vm.run(["cat", "/run/elsewhere"])
+    vm.expect_leftovers(f"^mount of {stick.partition} on /mnt ")
+    syncing.go_on()
+    ended(vm, "is still in use: another program has it mounted out of our sight")
+    assert vm.journal(MESSAGE=NOT_PROVEN)
+    assert not vm.journal(MESSAGE=MAY)
+    assert not status(vm)["safe"]
+
+    vm.expected_leftovers.clear()
+    vm.run(["pkill", "-x", "sleep"])
+    other.wait(check=False)
+    nothing_left(vm)
+    succeeds_next(vm)
+
+
+@pytest.mark.parametrize(
+    ("moment", "fault"),
+    [
+        pytest.param("syncing", Fault("write"), id="writes"),
+        pytest.param("locking", Fault("write"), id="last-writes", marks=pytest.mark.slow),
+        pytest.param("locking", Fault("flush"), id="flushes"),
+    ],
+)
+def test_drive_that_fails_may_not_be_unplugged(
+    enrolled: Machine, moment: str, fault: Fault
+) -> None:
+    vm = enrolled
+    vm.expect_journal("^cryptbackd: home: failed: ")
+    vm.expect_journal(DRIVE_BREAKS)
+    files = listing(vm, "/home/me")
+    hold = in_mid_sync(vm, 16)
+    stick = vm.stick("main")
+    stick.plug()
+    held = hold.wait()
+    if moment == "locking":
+        later = Hold(vm, "/usr/bin/umount", "/run/cryptbackd/home/tree")
+        held.go_on()
+        held = later.wait()
+    stick.fail(fault)
+    held.go_on()
+    end = wait_end(vm)
+    nothing_left(vm)
+    assert end["CRYPTBACK_OUTCOME"] == "failed"
+    assert "Input/output error" in end["MESSAGE"] or "turned read-only" in end["MESSAGE"]
+    assert vm.journal(MESSAGE=NOT_PROVEN)
+    assert not vm.journal(MESSAGE=MAY)
+    assert not status(vm)["safe"]
+
+    stick.fail()
+    succeeds_next(vm)
+    first_is_whole(vm, files)
+
+
+@pytest.mark.parametrize(
+    "count", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 5))]
+)
+def test_nothing_is_written_after_you_may_unplug(enrolled: Machine, count: int) -> None:
+    """What is on the drive at that moment is what is on it for good.
+
+    The drive is so slow that what was left to be written would take seconds.
+    """
+    vm = enrolled
+    hold = in_mid_sync(vm, 12)
+    stick = vm.stick("main")
+    stick.plug()
+    syncing = hold.wait()
+    stick.throttle(2 * MIB)
+    syncing.go_on()
+    since = mark(vm)
+    vm.wait_journal(f"^{MAY}$", since=since, CRYPTBACK_DRIVE="home")
+    at_that_moment = digest(stick.path)
+    writes = written(vm)
+    end = wait_end(vm, since=since)
+    assert end["CRYPTBACK_OUTCOME"] == "done"
+    assert written(vm) == writes
+    stick.pull()
+    assert digest(stick.path) == at_that_moment
+
+
+def digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def written(vm: Machine) -> int:
+    """How many bytes the computer has ever written to the stick since it was plugged in."""
+    shown = vm.monitor.call("query-blockstats")
+    (stick,) = [each for each in shown if each.get("qdev", "").startswith("main")]
+    count: int = stick["stats"]["wr_bytes"]
+    return count

@@ -1,0 +1,171 @@
+"""A stick that is pulled out, whenever, harms nothing that was on it."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.machine import Machine
+from tests.machine.enroll import credential, init
+from tests.machine.stick import copy_sparse
+from tests.vm.failing import (
+    ByHand,
+    Hold,
+    ended,
+    first_is_whole,
+    listing,
+    seconds_until_nothing_is_left,
+    succeeds_next,
+    wait_status,
+)
+
+MIB = 1 << 20
+PULLED = "The drive was pulled out in the middle of the backup; the last complete version is whole."
+KERNEL_MISSES_IT = (
+    "^kernel: .*(I/O error|device offline|Synchronize Cache|Aborting journal|JBD2|lost"
+    "|EXT4-fs|BTRFS|FAT-fs|exFAT-fs|FAT read failed|bread failed)"
+)
+QUESTION = "until grep -qs Id=cryptback:home /run/systemd/ask-password/ask.*; do sleep 0.1; done"
+
+
+def pull(vm: Machine) -> None:
+    """Pull it: five seconds later at the latest nothing is left, and it is told."""
+    vm.expect_journal("^cryptbackd: home: failed: The drive was pulled out")
+    vm.expect_journal(KERNEL_MISSES_IT)
+    vm.stick("main").pull()
+    assert seconds_until_nothing_is_left(vm) < 5
+    ended(vm, PULLED)
+
+
+def pulled_in_mid_sync(vm: Machine, options: str = "") -> None:
+    """Pull it while it takes more data than memory is to hold for it, and plug it in again."""
+    files = listing(vm, "/home/me")
+    vm.run("mkdir /home/me/more && head -c 48M /dev/urandom > /home/me/more/big")
+    hold = Hold(vm, "/usr/bin/rsync", "--info=progress2")
+    stick = vm.stick("main")
+    stick.plug()
+    syncing = hold.wait()
+    stick.throttle(2 * MIB)
+    syncing.go_on()
+    wait_status(vm, f"phase == 'syncing' and done > {2 * MIB}")
+    pull(vm)
+    succeeds_next(vm)
+    names = first_is_whole(vm, files, options)
+    assert len(names) == 2
+
+
+def test_pulled_in_mid_sync(enrolled: Machine) -> None:
+    pulled_in_mid_sync(enrolled)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("inside", ["btrfs", "ext4"])
+@pytest.mark.parametrize("outside", ["ext4", "vfat", "exfat"])
+def test_pulled_in_mid_sync_with_other_filesystems(vm: Machine, outside: str, inside: str) -> None:
+    if (outside, inside) == ("ext4", "btrfs"):
+        pytest.skip("this is what the layer has")
+    vm.run("mkdir /home/me/letters && echo hello > /home/me/letters/first && chown -R me: /home/me")
+    credential(vm, "home")
+    stick = vm.stick("main", size=256 * MIB, fs=outside, partitioned=True)
+    stick.plug()
+    init(vm, stick.partition, "home", "--size", "176M", "--filesystem", inside)
+    stick.pull()
+    pulled_in_mid_sync(vm)
+
+
+def test_pulled_while_unlocking(enrolled: Machine) -> None:
+    vm = enrolled
+    files = listing(vm, "/home/me")
+    hold = Hold(vm, "/usr/sbin/cryptsetup", " open ")
+    vm.stick("main").plug()
+    hold.wait()
+    pull(vm)
+    succeeds_next(vm)
+    first_is_whole(vm, files)
+
+
+def test_pulled_while_a_passphrase_is_asked_for(enrolled: Machine) -> None:
+    """The question goes away with the drive."""
+    vm = enrolled
+    vm.run(["mv", "/etc/credstore/cryptback.home", "/root"])
+    vm.stick("main").plug()
+    vm.run(QUESTION)
+    pull(vm)
+    assert vm.run("ls /run/systemd/ask-password").out == ""
+    vm.run(["mv", "/root/cryptback.home", "/etc/credstore"])
+    succeeds_next(vm)
+
+
+@pytest.mark.parametrize(
+    "count", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 5))]
+)
+def test_pulled_right_after_you_may_unplug_all_is_there(
+    enrolled: Machine, bare_vm: Machine, count: int
+) -> None:
+    """On a clean machine, by hand, without anything of ours."""
+    vm = enrolled
+    vm.expect_journal("^kernel: .*Synchronize Cache")
+    vm.run("mkdir /home/me/more && head -c 8M /dev/urandom > /home/me/more/big")
+    stick = vm.stick("main")
+    stick.plug()
+    vm.wait_journal("^You may unplug home now.$", CRYPTBACK_DRIVE="home")
+    stick.pull()
+    copy_sparse(stick.path, bare_vm.stick_path("main"))
+    bare_vm.stick("main").plug()
+    with ByHand(bare_vm) as container:
+        names = container.versions()
+        assert len(names) == 2
+        assert container.listing(names[1]) == listing(vm, "/home/me")
+
+
+# A drive that hangs: it is there, and answers nothing.
+
+
+def hanging(vm: Machine) -> None:
+    """The stick hangs in mid-sync, and that is noticed and told as what it is."""
+    vm.run("mkdir /home/me/more && head -c 48M /dev/urandom > /home/me/more/big")
+    hold = Hold(vm, "/usr/bin/rsync", "--info=progress2")
+    stick = vm.stick("main")
+    stick.plug()
+    syncing = hold.wait()
+    stick.throttle(1)
+    syncing.go_on()
+    vm.wait_journal("^home: The drive does not answer", CRYPTBACK_DRIVE="home", timeout=90)
+    drive = wait_status(vm, "state == 'not-answering'")
+    assert not drive["safe"]
+    assert "does not answer" in vm.run(["cryptback", "status"]).out
+    service = "systemctl show --property=StatusText --value cryptbackd"
+    assert "home: the drive does not answer" in vm.run(service).out
+    assert not vm.journal(MESSAGE="You may unplug home now.")
+
+
+def test_hanging_drive_is_told_and_can_be_pulled(enrolled: Machine) -> None:
+    vm = enrolled
+    files = listing(vm, "/home/me")
+    hanging(vm)
+    pull(vm)
+    succeeds_next(vm)
+    first_is_whole(vm, files)
+
+
+@pytest.mark.slow
+def test_hanging_drive_harms_no_other_and_goes_on_when_it_answers(enrolled: Machine) -> None:
+    vm = enrolled
+    vm.run("mkdir -p /srv/other && echo 1 > /srv/other/file")
+    credential(vm, "other")
+    other = vm.stick("other", size=96 * MIB, fs="ext4")
+    other.plug()
+    options = ["--size", "48M", "--filesystem", "ext4"]
+    init(vm, other.partition, "other", *options, include=("/srv/other",))
+    other.pull()
+    hanging(vm)
+    started = time.monotonic()
+    succeeds_next(vm, "other", "other")
+    assert time.monotonic() - started < 60
+    assert wait_status(vm, "True")["state"] == "not-answering"
+    vm.stick("main").throttle(0)
+    vm.wait_journal("^home: The drive answers again", CRYPTBACK_DRIVE="home")
+    end = ended(vm, "", outcome="done", timeout=120)
+    assert end["MESSAGE"].startswith("home: finished: ")
+    assert vm.journal(MESSAGE="You may unplug home now.")
