@@ -26,6 +26,7 @@ def commands(title: str) -> list[str]:
     return block[1].splitlines()
 
 
+VARIABLES = "/run/by-hand"
 MOUNT = "Mount the drive, if your desktop hasn't done so already:"
 OPEN = "If the container is a file on the drive:"
 OPEN_PARTITION = "If the partition itself is encrypted, there is nothing to mount first:"
@@ -35,7 +36,8 @@ CLOSE_PARTITION = "When you are done, with an encrypted partition:"
 
 def run(vm: Machine, lines: list[str], partition: str, passphrase: str = "") -> str:
     """What a person sees who types these commands, and the passphrase when it is asked for."""
-    script = "\n".join(["set -e", *lines]).replace(DEVICE, partition)
+    kept = [f". {VARIABLES}", *lines, f"echo \"loop='$loop'\" > {VARIABLES}"]  # as in one shell
+    script = "\n".join(["set -e", f"touch {VARIABLES}", *kept]).replace(DEVICE, partition)
     return vm.run(script, passphrase.encode() + b"\n", timeout=120).out
 
 

@@ -19,17 +19,22 @@ from .control import PROGRESS_EVERY, Control
 @contextmanager
 def told(control: Control) -> Iterator[None]:
     """Enter innermost: when the block is left, tell what remains until the process goes on."""
-    over = threading.Event()
     try:
         yield
     finally:
         control.phase(Phase.LOCKING)
-        statistics = _statistics()
-        if statistics is not None:
-            control.on_phase_end(over.set)
-            threading.Thread(
-                target=_tell, args=(control, statistics, over), daemon=True, name="remaining"
-            ).start()
+        tell(control)
+
+
+def tell(control: Control) -> None:
+    """Tell what remains until the job enters its next phase."""
+    statistics = _statistics()
+    if statistics is not None:
+        over = threading.Event()
+        control.on_phase_end(over.set)
+        threading.Thread(
+            target=_tell, args=(control, statistics, over), daemon=True, name="remaining"
+        ).start()
 
 
 def _statistics() -> Path | None:

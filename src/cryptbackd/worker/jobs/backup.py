@@ -32,7 +32,7 @@ from ..layers.luks import luks
 from ..layers.mounted import Mounted
 from ..layers.outer import container, outer
 from ..release import release
-from ..remaining import told
+from ..remaining import tell, told
 from ..sources import plan, stage
 from ..sync import RSYNC, Job, Synced, sync
 from ..versions import VERSIONS, record, store
@@ -189,6 +189,7 @@ def back_up(
         control,
     )
     control.phase(Phase.KEEPING)
+    tell(control)
     # The version must not have its name before its data is on the drive.
     tree.sync()
     control.check()
