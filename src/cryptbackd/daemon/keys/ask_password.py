@@ -38,14 +38,14 @@ class AskPassword:
             try:
                 ended = await children.output(
                     [
-                        "/usr/bin/setpriv", "--pdeathsig", "INT", "--",
+                        "/usr/bin/setpriv", "--pdeathsig", "TERM", "--",
                         "/usr/bin/systemd-ask-password", "--no-tty", f"--timeout={_PATIENCE}",
                         f"--id=cryptback:{request.name}", "--icon=drive-removable-media",
                         question,
                     ],
                     deadline=_PATIENCE + 30.0,
                     stdout=writing,
-                    on_cancel=signal.SIGINT,  # on SIGTERM its socket stays
+                    on_cancel=signal.SIGTERM,  # so that it takes its question back
                 )  # fmt: skip
             finally:
                 os.close(writing)
