@@ -53,7 +53,7 @@ def manifest(vm: Machine, directory: str) -> list[str]:
 
 def versions(vm: Machine) -> list[str]:
     """The versions in the opened container, oldest first."""
-    shown = vm.run("cd /mnt/versions && cat *.json | tr -d '\\n' | sed 's/}{/}\\n{/g'").out
+    shown = vm.run("cd /mnt/versions && for f in *.json; do tr -d '\\n' < $f; echo; done").out
     records = [json.loads(line) for line in shown.splitlines()]
     return [str(r["version"]) for r in sorted(records, key=lambda r: int(r["sequence"]))]
 

@@ -285,8 +285,8 @@ def enrol(vm: Machine, screen: Screen, stick: Stick) -> None:
     screen.output(vm.run(["ls", "-l", "/home/me"]).out)
     command = " ".join(INIT).format(device=stick.partition)
     screen.command(command)
-    screen.say(screen.paint("2", "(and options that make the passphrase cheap to guess: the"))
-    screen.say(screen.paint("2", "processor is emulated)"))
+    note = "(with options that make guessing the passphrase cheap: this processor is emulated)"
+    screen.say(screen.paint("2", note))
     typed = Lines(
         vm, f"printf '{PASSPHRASE}\\n' | {command} {' '.join(CHEAP)}".replace("exec ", "")
     )
@@ -444,8 +444,8 @@ def main() -> int:
         return 1
     screen.line()
     told = (
-        "plugged in, backed up by itself, pulled when it said so,"
-        f" and read back without cryptbackd, all in {screen.seconds()}"
+        "backed up by itself, pulled at once, read back without cryptbackd"
+        f" ({screen.seconds()} min)"
     )
     screen.line(screen.paint("1;32", f"DEMO PASSED: {told}"))
     return 0
