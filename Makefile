@@ -41,10 +41,7 @@ test-all: ## All of `test`, and the slow tests in the machine
 	@.ci/steps bootstrap deb lint unit vm slow
 
 demo: ## Show a backup from plug to pull in a machine
-	@for step in bootstrap build-deb; do \
-		echo "== $$step"; \
-		packaging/$$step || { echo "DEMO FAILED: packaging/$$step ended with an error"; exit 1; }; \
-	done
+	@packaging/bootstrap || { echo "DEMO FAILED: packaging/bootstrap ended with an error"; exit 1; }
 	@$(PYTHON) -m tests.demo
 
 shell: ## Open a machine with a stick to plug in, to try things out

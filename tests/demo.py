@@ -14,10 +14,13 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from tests import by_hand
@@ -26,7 +29,7 @@ from tests.machine.enroll import PASSPHRASE
 from tests.machine.stick import copy_sparse
 
 MIB = 1 << 20
-SPEED = 8 * MIB
+SPEED = 6 * MIB
 """Bytes a second of the stick while it is backed up to, so that there is something to watch."""
 SOURCES = r"""
 set -e
@@ -47,11 +50,11 @@ chown -R me:me /home/me
 CHANGES = [
     'echo "yours, me" >> letters/first.txt',
     "rm letters/shopping.txt",
-    "mkdir photos/2027 && head -c 40M /dev/urandom > photos/2027/film.mp4",
+    "mkdir photos/2027 && head -c 60M /dev/urandom > photos/2027/film.mp4",
 ]
 INIT = [
     *["cryptback", "init", "{device}", "--name", "home", "--include", "/home/me"],
-    *["--size", "192M", "--passphrase-fd", "0", "--yes"],
+    *["--size", "224M", "--passphrase-fd", "0", "--yes"],
 ]
 # The real cost of guessing takes half a minute where the processor is emulated.
 CHEAP = ["--pbkdf-memory", "32", "--pbkdf-iterations", "4"]
@@ -107,9 +110,9 @@ class Screen:
         """The teller's own words."""
         self.line(f"   {text}")
 
-    def command(self, text: str, where: str = "machine") -> None:
+    def command(self, text: str, where: str = "machine", user: str = "root") -> None:
         """A command that is typed."""
-        prompt = self.paint("2", f"root@{where}#")
+        prompt = self.paint("2", f"{user}@{where}{'#' if user == 'root' else '$'}")
         self.line(f"   {prompt} {self.paint('1', text)}")
 
     def output(self, text: str, *, cut: bool = False) -> None:
@@ -194,7 +197,7 @@ class Watch:
         follow = f"journalctl --follow --unit=cryptbackd --output=json --after-cursor='{cursor}'"
         self._journal = Lines(vm, follow)
         show = "systemctl show --property=StatusText --value cryptbackd"
-        self._status = Lines(vm, f"sh -c 'while :; do {show}; sleep 0.7; done'")
+        self._status = Lines(vm, f"sh -c 'while :; do {show}; sleep 0.4; done'")
         self._unread: list[str] = []
         self.statuses: list[str] = []
         self.entries: list[dict[str, Any]] = []
@@ -228,12 +231,32 @@ class Watch:
 def build(screen: Screen) -> None:
     """Get the machine ready, saying how long that takes."""
     screen.step("A computer: Debian 13 with cryptbackd, emulated")
-    with built(screen, "a disk with Debian"):
-        image.ensure()
-    with built(screen, "booted"):
-        layers.ensure(layers.BOOTED)
+    # Beside the machine, as both take a while.
+    command = [layers.ROOT / "packaging" / "build-deb"]
+    chosen = os.environ.get("CRYPTBACKD_DEB")
+    with ExitStack() as stack:
+        package = None if chosen else stack.enter_context(beside(command))
+        with built(screen, "a disk with Debian"):
+            image.ensure()
+        with built(screen, "booted"):
+            layers.ensure(layers.BOOTED)
+        if package is not None:
+            with built(screen, "the package built from these sources"):
+                said, _ = package.communicate()
+                need(package.returncode == 0, f"packaging/build-deb failed\n{said}")
     with built(screen, f"{layers.package().name} installed"):
         layers.ensure(layers.INSTALLED)
+
+
+@contextlib.contextmanager
+def beside(command: list[Path]) -> Iterator[subprocess.Popen[str]]:
+    """A program in the background, which ends with the block."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True) as program:
+        try:
+            yield program
+        finally:
+            program.terminate()
 
 
 @contextlib.contextmanager
@@ -317,7 +340,7 @@ def back_up(vm: Machine, screen: Screen, stick: Stick) -> None:
     """The stick comes back: what happens then, happens by itself."""
     screen.step("The files change")
     for change in CHANGES:
-        screen.command(change)
+        screen.command(change, user="me")
         vm.run(f"cd /home/me && {change}", user="me")
 
     screen.step("The stick is plugged in again. From here on nobody types anything")
