@@ -36,7 +36,7 @@ def arguments(accelerator: str) -> list[str]:
     """The part of the command line that decides about the machine as the guest sees it."""
     return [
         *["-nodefaults", "-no-user-config", "-display", "none", "-name", "machine"],
-        *["-machine", "q35", *ACCELERATORS[accelerator], "-cpu", "max", "-smp", "2", "-m", "1G"],
+        *["-machine", "q35", *ACCELERATORS[accelerator], "-cpu", "max", "-smp", "1", "-m", "1G"],
         *["-device", "virtio-blk-pci,drive=root"],
         *[
             "-device",
