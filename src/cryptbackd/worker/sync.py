@@ -37,6 +37,14 @@ _SOURCE = "/source"
 _PATIENCE = 3.0
 """Seconds that rsync has to end in order when a job is stopped."""
 
+_ATTRIBUTES = ("--filter=-xsr trusted.*", "--filter=-xsr system.*")
+"""Extended attributes that are none of ours, on both sides.
+
+The reader can't see ``trusted.*``.  On the writer's side XFS shows ACLs there a second time,
+and rsync would remove them as no part of the source: the ACLs would go.  ``system.*`` is what
+rsync leaves out by itself only while there is no such filter.
+"""
+
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _BROKEN = (errno.EIO, errno.EROFS, errno.ENODEV, errno.ENXIO, errno.EUCLEAN, errno.ENOMEDIUM)
 _PARTIAL, _VANISHED = 23, 24
@@ -94,7 +102,7 @@ def literal(path: str) -> str:
 
 
 def _arguments(job: Job, *, dry: bool, args_fd: int) -> list[str]:
-    filters = [f"--filter=P /{TEMPORARY}"]
+    filters = [*_ATTRIBUTES, f"--filter=P /{TEMPORARY}"]
     filters += [f"--filter=P {literal(path)}" for path in job.keep]
     filters += [f"--filter=- {pattern}" for pattern in job.exclude]
     argv = [RSYNC, "--archive", "--hard-links", "--acls", "--xattrs", "--sparse"]
