@@ -11,6 +11,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from .. import kernel
@@ -18,11 +19,16 @@ from ..errors import DriveAbsent, DriveFailed
 from ..model import Device
 from ..run import run
 from ..text import printable
+from .gone import watch
 from .mountinfo import mount_points
 
 BLKID = "/usr/sbin/blkid"
 DIRTY_LIMIT = 32 << 20
 """Bytes that may wait in memory for one drive: what an eject has to write out at the end."""
+_LETTING_GO = 2.0
+"""Seconds.  When the removal of a mapping was deferred the kernel closes the device below it a
+moment after the mapping is gone (drivers/md/dm.c, close_table_device), and announces nothing.
+"""
 
 
 @contextmanager
@@ -106,14 +112,25 @@ def prove_free(disk: str) -> None:
     """
     for node in nodes_of_disk(disk):
         try:
-            os.close(os.open(node, os.O_RDONLY | os.O_CLOEXEC | os.O_EXCL))
+            with watch() as kernel_events:
+                free = kernel_events.until(partial(_is_free, node), _LETTING_GO)
         except OSError as exc:
-            if exc.errno == errno.EBUSY:
-                raise DriveFailed(
-                    f"{node} is still in use: {_users(node)}.",
-                    "The backup is locked, but don't unplug the drive before that is closed.",
-                ) from exc
             raise DriveFailed(f"{node} can't be opened any more: {exc.strerror}.") from exc
+        if not free:
+            raise DriveFailed(
+                f"{node} is still in use: {_users(node)}.",
+                "The backup is locked, but don't unplug the drive before that is closed.",
+            )
+
+
+def _is_free(node: str) -> bool:
+    try:
+        os.close(os.open(node, os.O_RDONLY | os.O_CLOEXEC | os.O_EXCL))
+    except OSError as exc:
+        if exc.errno == errno.EBUSY:
+            return False
+        raise
+    return True
 
 
 def _users(node: str) -> str:
