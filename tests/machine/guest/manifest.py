@@ -14,6 +14,9 @@ from collections.abc import Iterator
 LARGE = 1 << 20
 """Smaller files are laid out differently from filesystem to filesystem."""
 
+ACL_OF_XFS = "trusted.SGI_ACL_"
+"""XFS shows ACLs a second time, in its own form."""
+
 
 def text(raw: bytes) -> str:
     return raw.decode("ascii", "backslashreplace")
@@ -34,6 +37,7 @@ def checksum(path: bytes) -> str:
 def attributes(path: bytes) -> dict[str, str]:
     """Extended attributes; ACLs and capabilities are such."""
     names = sorted(os.listxattr(path, follow_symlinks=False))
+    names = [name for name in names if not name.startswith(ACL_OF_XFS)]
     return {
         name: base64.b64encode(os.getxattr(path, name, follow_symlinks=False)).decode()
         for name in names
