@@ -97,7 +97,7 @@ command = ["cryptback", "status", "--watch", "--json", sys.argv[1]]
 with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watch:
     for line in watch.stdout:
         drive = json.loads(line)["drive"]
-        if eval(sys.argv[2], drive):
+        if eval(sys.argv[2], dict(drive)):
             print(json.dumps(drive))
             break
     watch.kill()

@@ -126,6 +126,7 @@ def message_id(vm: Machine, subject: str) -> str:
     return found[0]
 
 
+@pytest.mark.campaign
 def test_drive_set_back_is_reported_and_nothing_is_deleted(enrolled: Machine) -> None:
     vm = enrolled
     files = listing(vm, "/home/me")
@@ -137,9 +138,10 @@ def test_drive_set_back_is_reported_and_nothing_is_deleted(enrolled: Machine) ->
     stick.pull()
     copy_sparse(old, stick.path)
     vm.run("rm /home/me/tagged")
+    since = vm.journal()[-1]["__CURSOR"]
     stick.plug()
     told = "It is older than this computer remembers: its newest version is .* It may be a copy"
-    end = ended(vm, told, outcome="warnings")
+    end = ended(vm, told, outcome="warnings", since=since)
     assert "Nothing on it is deleted in this run." in end["MESSAGE"]
     assert len(vm.journal(MESSAGE_ID=message_id(vm, "older than"))) == 1
     names = first_is_whole(vm, files)
@@ -165,6 +167,7 @@ IMPOSTORS = {
     "impostor",
     [pytest.param(kind, marks=[] if kind == "symlink" else pytest.mark.slow) for kind in IMPOSTORS],
 )
+@pytest.mark.campaign
 def test_container_that_is_no_plain_file_is_refused(enrolled: Machine, impostor: str) -> None:
     vm = enrolled
     vm.expect_journal("^cryptbackd: home: failed: ")

@@ -297,6 +297,7 @@ def test_container_is_luks2_with_big_sectors_argon2id_and_no_partitions(vm: Mach
 
 
 @pytest.mark.slow
+@pytest.mark.campaign
 def test_key_derivation_costs_what_this_computer_can_pay(vm: Machine) -> None:
     """Without an option it is cryptsetup's own benchmark that decides."""
     stick = vm.stick("main", fs="ext4")
@@ -324,6 +325,7 @@ def test_filesystem_inside_is_the_one_asked_for(vm: Machine, filesystem: str, si
 
 
 @pytest.mark.parametrize("kind", ["exfat", pytest.param("ext4", marks=pytest.mark.slow)])
+@pytest.mark.campaign
 def test_format_makes_a_blank_drive_usable(vm: Machine, kind: str) -> None:
     vm.run("echo hello > /home/me/hello")
     stick = vm.stick("main", partitioned=True)
@@ -341,6 +343,7 @@ def test_format_makes_a_blank_drive_usable(vm: Machine, kind: str) -> None:
         assert vm.run(f"cat {newest(vm, tree)}/home/me/hello").out == "hello\n"
 
 
+@pytest.mark.campaign
 def test_format_luks_makes_a_partition_that_is_backed_up_to(vm: Machine) -> None:
     """Without a container file: the partition itself is encrypted."""
     vm.run("echo hello > /home/me/hello")
@@ -366,6 +369,7 @@ def test_format_luks_makes_a_partition_that_is_backed_up_to(vm: Machine) -> None
         pytest.param("xfs", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.campaign
 def test_container_is_written_through_to_its_end(vm: Machine, outside: str) -> None:
     """A later write near its end writes just that, and not what lies before it as well."""
     stick = vm.stick("main", size=448 * MIB if outside == "xfs" else 256 * MIB, fs=outside)
@@ -412,6 +416,7 @@ def test_asks_before_anything_is_changed(shared: Machine) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.campaign
 def test_goes_on_when_a_person_says_so(vm: Machine) -> None:
     stick = vm.stick("main", fs="ext4")
     stick.plug()
@@ -441,18 +446,21 @@ def test_goes_on_when_a_person_says_so(vm: Machine) -> None:
         pytest.param("vfat", "20M", "20.0 MiB is too small", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.campaign
 def test_size_that_does_not_fit_is_refused(shared: Machine, fs: str, size: str, told: str) -> None:
     stick = shared.stick(f"{fs}-{size}", fs=fs)
     with untouched(stick):
         refused(shared, stick.partition, "--size", size, told=told)
 
 
+@pytest.mark.campaign
 def test_fat_with_a_container_of_4_gib_is_refused(shared: Machine) -> None:
     stick = shared.stick("fat", size=6 << 30, fs="vfat")
     with untouched(stick):
         refused(shared, stick.partition, "--size", "4G", told="4 GiB - 1 byte is the most")
 
 
+@pytest.mark.campaign
 def test_read_only_stick_is_refused(shared: Machine) -> None:
     stick = shared.stick("protected", fs="ext4", partitioned=True)
     with untouched(stick, read_only=True):
@@ -474,6 +482,7 @@ def test_read_only_stick_is_refused(shared: Machine) -> None:
     ],
     ids=["file", "container", "directory", "link", "dangling"],
 )
+@pytest.mark.campaign
 def test_existing_container_is_refused(
     shared: Machine, request: pytest.FixtureRequest, script: str, told: str
 ) -> None:
@@ -484,6 +493,7 @@ def test_existing_container_is_refused(
 
 
 @pytest.mark.parametrize("forgotten", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.campaign
 def test_enrolled_container_is_refused(enrolled: Machine, forgotten: bool) -> None:
     vm = enrolled
     stick = vm.stick("main")
@@ -499,6 +509,7 @@ def test_enrolled_container_is_refused(enrolled: Machine, forgotten: bool) -> No
         refused(vm, stick.partition, told=told, name="other")
 
 
+@pytest.mark.campaign
 def test_existing_name_is_refused(enrolled: Machine) -> None:
     stick = enrolled.stick("other", size=96 * MIB, fs="ext4")
     with untouched(stick):
@@ -506,6 +517,7 @@ def test_existing_name_is_refused(enrolled: Machine) -> None:
 
 
 @pytest.mark.parametrize("hidden", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.campaign
 def test_mounted_partition_is_refused(shared: Machine, hidden: bool) -> None:
     """Also one that is mounted where we can't see it."""
     vm = shared
@@ -535,6 +547,7 @@ def test_mounted_partition_is_refused(shared: Machine, hidden: bool) -> None:
         pytest.param("luks", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.campaign
 def test_device_of_the_running_system_is_refused(shared: Machine, format_: str) -> None:
     options = ["--format", format_] if format_ else []
     refused(shared, "/dev/vda", *options, told="/dev/vda is a disk of the running system.")
@@ -548,6 +561,7 @@ def test_device_of_the_running_system_is_refused(shared: Machine, format_: str) 
         "luks",
     ],
 )
+@pytest.mark.campaign
 def test_disk_with_partitions_is_refused(shared: Machine, format_: str) -> None:
     stick = shared.stick(f"partitions-{format_}", fs="ext4", partitioned=True)
     options = ["--format", format_] if format_ else []
@@ -556,6 +570,7 @@ def test_disk_with_partitions_is_refused(shared: Machine, format_: str) -> None:
         refused(shared, stick.device, *options, told=f"{stick.device} has partitions.")
 
 
+@pytest.mark.campaign
 def test_drive_without_a_filesystem_is_never_formatted_unasked(shared: Machine) -> None:
     stick = shared.stick("blank")
     with untouched(stick):
@@ -580,6 +595,7 @@ def test_drive_without_a_filesystem_is_never_formatted_unasked(shared: Machine) 
     ],
     ids=["nothing", "empty", "long", "nul"],
 )
+@pytest.mark.campaign
 def test_passphrase_that_is_none_is_refused(
     shared: Machine, request: pytest.FixtureRequest, passphrase: bytes, told: str
 ) -> None:
@@ -604,6 +620,7 @@ def test_passphrase_that_is_none_is_refused(
     ],
     ids=["no device", "file", "no source", "luks file", "descriptor"],
 )
+@pytest.mark.campaign
 def test_nonsense_is_refused(shared: Machine, device: str, options: list[str], told: str) -> None:
     refused(shared, device, *options, told=told)
 
@@ -679,6 +696,7 @@ def test_interrupted_in_the_filling_it_leaves_nothing(vm: Machine, how: str) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", HOW)
+@pytest.mark.campaign
 def test_interrupted_in_the_unlocking_it_leaves_nothing(vm: Machine, how: str) -> None:
     stick = vm.stick("main", fs="ext4")
     stick.plug()
@@ -689,6 +707,7 @@ def test_interrupted_in_the_unlocking_it_leaves_nothing(vm: Machine, how: str) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", HOW)
+@pytest.mark.campaign
 def test_interrupted_in_the_formatting_of_the_drive_it_leaves_nothing(
     vm: Machine, how: str
 ) -> None:
@@ -707,6 +726,7 @@ def test_interrupted_in_the_formatting_of_the_drive_it_leaves_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.campaign
 def test_interrupted_in_the_first_backup_it_stays_enrolled(vm: Machine) -> None:
     vm.run("head -c 30M /dev/urandom > /home/me/big")
     stick = vm.stick("main", fs="ext4")

@@ -45,6 +45,7 @@ def test_full_container_is_told_and_keeps_what_it_has(
     assert len(first_is_whole(vm, files)) == 2
 
 
+@pytest.mark.campaign
 def test_container_cut_short_is_told(enrolled: Machine) -> None:
     vm = enrolled
     vm.expect_journal("^cryptbackd: home: failed: ")
@@ -104,6 +105,7 @@ mount -r /dev/mapper/disk /srv/disk
 """
 
 
+@pytest.mark.campaign
 def test_file_that_cannot_be_read_is_a_warning(enrolled: Machine) -> None:
     vm = enrolled
     vm.expect_journal("^kernel: .*(I/O error|EXT4-fs|dm-)")

@@ -80,6 +80,7 @@ def test_worker_killed_in_each_phase_leaves_nothing(enrolled: Machine, phase: st
 
 @pytest.mark.slow
 @pytest.mark.parametrize("phase", ["unlocking", "syncing", "locking"])
+@pytest.mark.campaign
 def test_stub_killed_leaves_nothing(enrolled: Machine, phase: str) -> None:
     stopped = held(enrolled, phase)
     dies(
@@ -100,6 +101,7 @@ def test_stub_killed_leaves_nothing(enrolled: Machine, phase: str) -> None:
         ("syncing", "The copy by rsync failed: it was killed by SIGKILL"),
     ],
 )
+@pytest.mark.campaign
 def test_tool_killed_ends_the_run_in_order(enrolled: Machine, phase: str, sentence: str) -> None:
     """The worker lives, so it undoes everything itself and even proves that it did."""
     dies(enrolled, held(enrolled, phase).pid, sentence)
@@ -148,6 +150,7 @@ def test_worker_killed_in_the_gap_is_swept_by_the_daemon(enrolled: Machine) -> N
     succeeds_next(vm)
 
 
+@pytest.mark.campaign
 def test_tool_killed_in_the_gap_is_swept_by_the_worker(enrolled: Machine) -> None:
     vm = enrolled
     stopped = in_the_gap(vm)
@@ -253,6 +256,7 @@ def test_service_killed_in_mid_sync_takes_the_insertion_up_again(enrolled: Machi
 
 @pytest.mark.slow
 @pytest.mark.parametrize("phase", HELD_BY)
+@pytest.mark.campaign
 def test_service_killed_in_each_phase_leaves_nothing(enrolled: Machine, phase: str) -> None:
     vm = enrolled
     drop_in(vm, "Restart=no")

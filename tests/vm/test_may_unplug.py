@@ -72,6 +72,7 @@ def test_drive_mounted_out_of_sight_may_not_be_unplugged(enrolled: Machine) -> N
         pytest.param("locking", Fault("flush"), id="flushes"),
     ],
 )
+@pytest.mark.campaign
 def test_drive_that_fails_may_not_be_unplugged(
     enrolled: Machine, moment: str, fault: Fault
 ) -> None:
@@ -105,6 +106,7 @@ def test_drive_that_fails_may_not_be_unplugged(
 @pytest.mark.parametrize(
     "count", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 5))]
 )
+@pytest.mark.campaign
 def test_nothing_is_written_after_you_may_unplug(enrolled: Machine, count: int) -> None:
     """What is on the drive at that moment is what is on it for good.
 

@@ -55,6 +55,7 @@ def pulled_in_mid_sync(vm: Machine, options: str = "") -> None:
     assert len(names) == 2
 
 
+@pytest.mark.campaign
 def test_pulled_in_mid_sync(enrolled: Machine) -> None:
     pulled_in_mid_sync(enrolled)
 
@@ -64,6 +65,7 @@ def test_pulled_in_mid_sync(enrolled: Machine) -> None:
     ("outside", "inside"),
     [("ext4", "ext4"), *((fs, inner) for fs in ("vfat", "exfat") for inner in ("btrfs", "ext4"))],
 )
+@pytest.mark.campaign
 def test_pulled_in_mid_sync_with_other_filesystems(vm: Machine, outside: str, inside: str) -> None:
     vm.run("mkdir /home/me/letters && echo hello > /home/me/letters/first && chown -R me: /home/me")
     credential(vm, "home")
@@ -74,6 +76,7 @@ def test_pulled_in_mid_sync_with_other_filesystems(vm: Machine, outside: str, in
     pulled_in_mid_sync(vm)
 
 
+@pytest.mark.campaign
 def test_pulled_while_unlocking(enrolled: Machine) -> None:
     vm = enrolled
     files = listing(vm, "/home/me")
@@ -85,6 +88,7 @@ def test_pulled_while_unlocking(enrolled: Machine) -> None:
     first_is_whole(vm, files)
 
 
+@pytest.mark.campaign
 def test_pulled_while_a_passphrase_is_asked_for(enrolled: Machine) -> None:
     """The question goes away with the drive."""
     vm = enrolled
@@ -100,6 +104,7 @@ def test_pulled_while_a_passphrase_is_asked_for(enrolled: Machine) -> None:
 @pytest.mark.parametrize(
     "count", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 5))]
 )
+@pytest.mark.campaign
 def test_pulled_right_after_you_may_unplug_all_is_there(
     enrolled: Machine, bare_vm: Machine, count: int
 ) -> None:
@@ -140,6 +145,7 @@ def hanging(vm: Machine) -> None:
     assert not vm.journal(MESSAGE="You may unplug home now.")
 
 
+@pytest.mark.campaign
 def test_hanging_drive_is_told_and_can_be_pulled(enrolled: Machine) -> None:
     vm = enrolled
     files = listing(vm, "/home/me")
@@ -150,6 +156,7 @@ def test_hanging_drive_is_told_and_can_be_pulled(enrolled: Machine) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.campaign
 def test_hanging_drive_harms_no_other_and_goes_on_when_it_answers(enrolled: Machine) -> None:
     vm = enrolled
     vm.run("mkdir -p /srv/other && echo 1 > /srv/other/file")
