@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.machine import Machine
 from tests.machine.enroll import PASSPHRASE
 
@@ -122,6 +124,7 @@ def test_missing_or_suddenly_empty_source_keeps_its_last_state(enrolled: Machine
     assert shown.split() == [f"{TREE}/srv/a/one"]
 
 
+@pytest.mark.slow
 def test_source_on_another_filesystem_keeps_its_last_state(enrolled: Machine) -> None:
     """A mount point whose disk isn't mounted is not an empty directory to be copied."""
     vm = enrolled
@@ -157,6 +160,7 @@ def test_mount_points_below_a_source_are_left_out_and_named_once(enrolled: Machi
     vm.run("umount /home/me/mnt")
 
 
+@pytest.mark.slow
 def test_full_finds_an_edit_that_kept_size_and_time(enrolled: Machine) -> None:
     vm = enrolled
     vm.run("echo AAAA > /home/me/sly && touch -d '2020-02-02' /home/me/sly")

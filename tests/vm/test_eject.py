@@ -116,6 +116,7 @@ def test_an_ejected_drive_is_not_run_again_before_it_is_plugged_in_anew(enrolled
     assert begun(enrolled) == 2
 
 
+@pytest.mark.slow
 def test_an_eject_locks_every_entry_of_the_drive(enrolled: Machine) -> None:
     """The one that runs, and the one that waits for its turn."""
     stick = second_entry(enrolled)
@@ -137,6 +138,7 @@ def test_an_eject_locks_every_entry_of_the_drive(enrolled: Machine) -> None:
         assert ended(enrolled, name, since=before)["CRYPTBACK_OUTCOME"] == "done"
 
 
+@pytest.mark.slow
 def test_stopping_the_service_locks_the_drive_and_the_next_start_takes_it_up(
     enrolled: Machine,
 ) -> None:

@@ -228,6 +228,7 @@ def test_makes_the_first_backup_and_says_what_happens_next(vm: Machine) -> None:
         assert len(vm.run(f"ls -d {tree}/versions/*Z").out.split()) == 1
 
 
+@pytest.mark.slow
 def test_no_run_leaves_the_first_backup_to_the_next_plug(vm: Machine) -> None:
     vm.run("echo new > /home/me/new")
     stick = vm.stick("main", fs="ext4")

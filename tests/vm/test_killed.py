@@ -172,6 +172,7 @@ def test_service_killed_in_the_gap_is_swept_by_exec_stop_post(enrolled: Machine)
     taken_up(vm)
 
 
+@pytest.mark.slow
 def test_service_killed_in_the_gap_is_swept_at_its_start(enrolled: Machine) -> None:
     vm = enrolled
     drop_in(vm, "Restart=no\nExecStopPost=")
@@ -208,6 +209,7 @@ def kill_service(vm: Machine) -> None:
     vm.run(["systemctl", "kill", "--signal=KILL", "cryptbackd"])
 
 
+@pytest.mark.slow
 def test_mapping_of_somebody_else_is_never_touched(enrolled: Machine) -> None:
     """Whatever it is called: neither by a sweep, nor by a run that can't go on because of it."""
     vm = enrolled

@@ -64,6 +64,7 @@ def test_one_insertion_is_one_run(enrolled: Machine) -> None:
     assert outcomes(enrolled) == ["done", "done"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_insertion_is_taken_up_again(enrolled: Machine) -> None:
     random_files(enrolled, 4, 8)
     hold(enrolled, enrolled.stick("main"))
@@ -170,6 +171,7 @@ def test_two_drives_at_once_run_side_by_side(enrolled: Machine) -> None:
     assert ended(enrolled)["CRYPTBACK_OUTCOME"] == "done"
 
 
+@pytest.mark.slow
 def test_two_entries_on_one_drive_run_one_after_the_other(enrolled: Machine) -> None:
     home = enrolled.stick("main")
     home.plug()
