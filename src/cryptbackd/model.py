@@ -118,6 +118,8 @@ class RunResult:
     safe: bool = False
     """Every condition of "you may unplug" was proven."""
     powered_off: bool = False
+    touched: bool = True
+    """Whether anything was done with the drive; if not, ``safe`` says nothing."""
     warnings: list[str] = attrs.field(factory=list)
     version: str = ""
     files: int = 0

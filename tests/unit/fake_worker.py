@@ -48,9 +48,12 @@ def _do(sock: socket.socket, script: list[Any]) -> None:
                     protocol.send(sock, protocol.Said(f"got {words} from {key.source}"))
                 else:
                     protocol.send(sock, protocol.Said(f"no key: {key.source}"))
-            case ["stop"]:
+            case ["say", text, message]:
+                protocol.send(sock, protocol.Said(text, message))
+            case ["stop", *unproven]:
                 stop, _fd = _wait(sock, protocol.Stop)
-                result = RunResult(Outcome.CANCELLED, f"It was stopped ({stop.reason}).", safe=True)
+                told = f"It was stopped ({stop.reason})."
+                result = RunResult(Outcome.CANCELLED, told, safe=not unproven)
                 break
             case ["ignore"]:
                 select.select([sock], [], [])

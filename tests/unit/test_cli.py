@@ -28,7 +28,7 @@ RESULT = {
     "id": "r1", "name": "home", "job": "backup", "seconds": 42.0, "outcome": "done",
     "interrupted": False, "error": "", "sentence": "", "hint": "", "warnings": [],
     "version": "v1", "files": 412, "size": 2**31, "changed_files": 3, "changed_bytes": 2**20,
-    "safe": True, "powered_off": False,
+    "safe": True, "touched": True, "powered_off": False,
 }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ import os
 import sqlite3
 import stat
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -113,15 +114,33 @@ def test_the_last_success_made_a_version(history: History) -> None:
     assert last.id == "r2"
 
 
-def test_the_last_run_on_a_disk_is_of_any_entry_but_no_skipped_one(history: History) -> None:
+def test_the_last_run_on_a_disk_is_of_any_entry_but_one_that_touched_nothing(
+    history: History,
+) -> None:
     assert history.last_on(HERE) is None
     history.begin(run("r1", "work"), HERE)
     history.finish("r1", DONE, False, 110.0)
     history.begin(run("r2"), HERE)
-    history.finish("r2", RunResult(Outcome.SKIPPED, "too soon"), False, 120.0)
+    history.finish("r2", RunResult(Outcome.SKIPPED, "too soon", touched=False), False, 120.0)
     last = history.last_on(HERE)
     assert last is not None
     assert last.id == "r1"
+
+
+def test_a_history_of_the_first_version_is_taken_over(tmp_path: Path, trouble: list[str]) -> None:
+    history = again(tmp_path, trouble)
+    history.begin(run("r1"), HERE)
+    history.finish("r1", DONE, False, 110.0)
+    history.begin(run("r2"), HERE)
+    history.finish("r2", RunResult(Outcome.SKIPPED, "too soon"), False, 120.0)
+    history.close()
+    with closing(sqlite3.connect(tmp_path / "history.db")) as old:
+        old.executescript("ALTER TABLE runs DROP COLUMN touched; PRAGMA user_version = 1;")
+    newer = again(tmp_path, trouble)
+    last = newer.last_on(HERE)
+    assert last is not None
+    assert (last.id, len(newer.runs()), trouble) == ("r1", 2, [])
+    newer.close()
 
 
 def test_ejected_insertions(history: History) -> None:

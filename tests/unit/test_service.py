@@ -361,6 +361,21 @@ def test_a_cancelled_waiting_job_had_its_run(play: Play) -> None:
     play(scene)
 
 
+def test_a_waiting_job_that_is_cancelled_proves_nothing(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.script = [["phase", "syncing"], ["stop", "unproven"]]
+        world.service.arrived(stick())
+        world.service.arrived(stick("CCCC-DDDD", 7, "/dev/sdx2"))
+        await world.phase(Phase.SYNCING)
+        world.service.cancel("work")
+        world.service.cancel("home")
+        await world.result(1)
+        assert not world.service.view("home").safe
+        assert not world.service.view("work").safe
+
+    play(scene)
+
+
 def test_eject_ends_everything_on_the_disk(play: Play) -> None:
     async def scene(world: World) -> None:
         world.script = WAIT
@@ -450,6 +465,25 @@ def test_an_init_uses_the_passphrase_of_its_pipes(play: Play) -> None:
         assert (await job.over).outcome is Outcome.DONE
         assert world.said.texts().count("new: got pass phrase from enrolment") == 2
         assert job.options["container"] == "backup.luks"
+
+    play(scene)
+
+
+@pytest.mark.parametrize(
+    ("enrolled", "told"), [(False, "was not enrolled"), (True, "is enrolled, without a backup yet")]
+)
+def test_an_init_that_is_pulled_is_told_as_what_it_was(
+    play: Play, enrolled: bool, told: str
+) -> None:
+    async def scene(world: World) -> None:
+        said = [["say", "enrolled.", "enrolled"]] if enrolled else []
+        world.script = [*said, ["phase", "formatting"], ["hang"]]
+        world.service.init(stick("", 9, "/dev/sdz1"), {"name": "new"})
+        await world.phase(Phase.FORMATTING, "new")
+        world.service.left("/dev/sdz")
+        result = await world.result()
+        assert (result.outcome, result.error) == (Outcome.FAILED, "DriveAbsent")
+        assert told in result.sentence
 
     play(scene)
 

@@ -29,7 +29,8 @@ async def _eject(name: str, as_json: bool) -> int:
         results = await follow.follow(client, name, runs, follow.display(as_json))
         (drive,) = await client.call("GetDrive", "s", name)
     # A drive that was powered off, or pulled after all was locked, isn't here any more.
-    safe = all(r["safe"] for r in results.values()) if results else drive["safe"]
+    told = [r["safe"] for r in results.values() if r["touched"]]
+    safe = all(told) if told else drive["safe"]
     if as_json:
         for result in results.values():
             output.dump({"event": "result", **result})

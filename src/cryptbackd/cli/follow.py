@@ -210,5 +210,5 @@ def tell(result: Values) -> None:
     if result["safe"]:
         off = f"{name} is powered off. " if result["powered_off"] else ""
         say(f"{off}You may unplug {name} now.")
-    elif outcome != "failed":
+    elif outcome != "failed" and result["touched"]:
         say(f"It was not proven that {name} may be unplugged.")

@@ -390,6 +390,7 @@ def _common_values(
         "changed_files": Variant("t", end.changed_files),
         "changed_bytes": Variant("t", end.changed_bytes),
         "safe": Variant("b", end.safe),
+        "touched": Variant("b", end.touched),
         "powered_off": Variant("b", end.powered_off),
     }
 

@@ -20,7 +20,7 @@ from ..model import JobKind, LedgerEntry, Outcome, RunResult
 from ..text import printable
 from .policy import Past
 
-_VERSION = 1
+_VERSION = 2
 _SCHEMA = """
 CREATE TABLE runs (
     id TEXT PRIMARY KEY,
@@ -42,7 +42,8 @@ CREATE TABLE runs (
     changed_files INTEGER NOT NULL DEFAULT 0,
     changed_bytes INTEGER NOT NULL DEFAULT 0,
     safe INTEGER NOT NULL DEFAULT 0,
-    powered_off INTEGER NOT NULL DEFAULT 0
+    powered_off INTEGER NOT NULL DEFAULT 0,
+    touched INTEGER NOT NULL DEFAULT 1
 );
 CREATE INDEX runs_by_entry ON runs (entry, started);
 CREATE INDEX runs_by_insertion ON runs (boot_id, diskseq);
@@ -58,6 +59,14 @@ CREATE TABLE ledger (
     nonce TEXT NOT NULL,
     record_sha256 TEXT NOT NULL
 );
+"""
+
+_FROM_1 = """
+BEGIN;
+ALTER TABLE runs ADD COLUMN touched INTEGER NOT NULL DEFAULT 1;
+UPDATE runs SET touched = 0 WHERE outcome = 'skipped';
+PRAGMA user_version = 2;
+COMMIT;
 """
 
 
@@ -93,6 +102,7 @@ class Run:
     changed_bytes: int = 0
     safe: bool = False
     powered_off: bool = False
+    touched: bool = True
 
 
 _COLUMNS = ", ".join(field.name for field in attrs.fields(Run))
@@ -104,7 +114,7 @@ def _run(row: Sequence[object]) -> Run:
     values["finished"] = values["finished"] or 0.0
     values["outcome"] = Outcome(str(values["outcome"])) if values["outcome"] else None
     values["warnings"] = tuple(json.loads(str(values["warnings"])))
-    for name in ("interrupted", "safe", "powered_off"):
+    for name in ("interrupted", "safe", "powered_off", "touched"):
         values[name] = bool(values[name])
     return Run(**values)  # type: ignore[arg-type]
 
@@ -157,12 +167,12 @@ class History:
         self._write(
             "UPDATE runs SET finished = ?, outcome = ?, interrupted = ?, error = ?, sentence = ?,"
             " hint = ?, warnings = ?, version = ?, files = ?, size = ?, changed_files = ?,"
-            " changed_bytes = ?, safe = ?, powered_off = ? WHERE id = ?",
+            " changed_bytes = ?, safe = ?, powered_off = ?, touched = ? WHERE id = ?",
             (
                 now, result.outcome.value, interrupted, result.error, result.sentence,
                 result.hint, json.dumps(result.warnings), result.version, result.files,
                 result.size, result.changed_files, result.changed_bytes, result.safe,
-                result.powered_off, run_id,
+                result.powered_off, result.touched, run_id,
             ),
         )  # fmt: skip
 
@@ -203,7 +213,7 @@ class History:
     def last_on(self, insertion: Insertion) -> Run | None:
         """The last run in this insertion, of any entry, that touched the drive and has ended."""
         rows = self._ask(
-            "WHERE boot_id = ? AND diskseq = ? AND finished IS NOT NULL AND outcome != 'skipped'"
+            "WHERE boot_id = ? AND diskseq = ? AND finished IS NOT NULL AND touched"
             " ORDER BY finished DESC, rowid DESC LIMIT 1",
             (insertion.boot_id, insertion.diskseq),
         )
@@ -264,6 +274,8 @@ class History:
             version = db.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:
                 _create(db)
+            elif version == 1:
+                db.executescript(_FROM_1)
             elif version != _VERSION:
                 raise _UnknownVersion(f"its schema has version {version}")
             elif db.execute("PRAGMA quick_check").fetchone()[0] != "ok":

@@ -51,6 +51,8 @@ class Job:
     """What it said that was no message, if it was killed for that."""
     answering: bool = True
     finished: RunResult | None = None
+    enrolled: bool = False
+    """Whether an init has come so far that the drive is enrolled, whatever happens now."""
     begun: float = 0.0
     """Unix time; 0 while it waits for its turn."""
     seconds: float = 0.0
@@ -72,6 +74,19 @@ class Job:
         """Whether its worker was killed and only has to be gone."""
         return self.pulled or bool(self.broke_off)
 
+    @property
+    def remains(self) -> str:
+        """What there is when its worker is gone before it was finished; ends a sentence."""
+        match self.kind:
+            case JobKind.BACKUP:
+                return "the last complete version is whole"
+            case JobKind.INIT if self.enrolled:
+                return "the drive is enrolled, without a backup yet"
+            case JobKind.INIT:
+                return "the drive was not enrolled"
+            case _:
+                return "nothing was changed"
+
     def close_enrolment(self) -> None:
         """Close the pipes that no key was asked from."""
         for ends in (self.enrolment, self.writers):
@@ -80,26 +95,44 @@ class Job:
             ends.clear()
 
 
-def pulled_result(queued: bool) -> RunResult:
-    """How a job ends whose drive has left."""
+_WORK = {
+    JobKind.SURVEY: "while it was looked at",
+    JobKind.INIT: "in the middle of its enrolment",
+    JobKind.BACKUP: "in the middle of the backup",
+    JobKind.RELEASE: "while it was made ready for that",
+}
+
+
+def pulled_result(job: Job) -> RunResult:
+    """How *job* ends whose drive has left in the middle."""
+    work = "in the middle of its first backup" if job.enrolled else _WORK[job.kind]
+    begun = job.kind is JobKind.BACKUP or job.enrolled
     return RunResult(
         Outcome.FAILED,
-        "The drive was pulled out before its turn came; nothing was touched."
-        if queued
-        else "The drive was pulled out in the middle of the backup; the last complete version is"
-        " whole.",
-        hint="Plug the drive in again.",
+        f"The drive was pulled out {work}; {job.remains}.",
+        hint="Plug the drive in again." if begun else "Plug the drive in, and try again.",
         error="DriveAbsent",
     )
 
 
-def death_result(status: int, phase: Phase, broke_off: str) -> RunResult:
-    """How a job ends whose worker was gone before it was finished.
+def absent_result() -> RunResult:
+    """How a job ends whose drive has left before anything was begun."""
+    return RunResult(
+        Outcome.FAILED,
+        "The drive was pulled out before its turn came; nothing was touched.",
+        hint="Plug the drive in again.",
+        error="DriveAbsent",
+        touched=False,
+    )
+
+
+def death_result(job: Job, status: int) -> RunResult:
+    """How *job* ends whose worker was gone before it was finished.
 
     *status* is the stub's exit status; it tells a signal as 256 less its number.
     """
-    if broke_off:
-        how = f"said something that is not understood ({broke_off})"
+    if job.broke_off:
+        how = f"said something that is not understood ({job.broke_off})"
     elif status < 0 or status > 192:
         number = -status if status < 0 else 256 - status
         try:
@@ -110,12 +143,11 @@ def death_result(status: int, phase: Phase, broke_off: str) -> RunResult:
         how = f"ended with status {status}"
     return RunResult(
         Outcome.FAILED,
-        f"The worker {how} while {phase.value.replace('-', ' ')}; the last complete version is"
-        " whole.",
+        f"The worker {how} while {job.phase.value.replace('-', ' ')}; {job.remains}.",
         hint="`journalctl -u cryptbackd` may tell why.",
     )
 
 
 def cancelled_result(sentence: str) -> RunResult:
     """How a job ends that was stopped before its turn came."""
-    return RunResult(Outcome.CANCELLED, sentence, error="Cancelled", safe=True)
+    return RunResult(Outcome.CANCELLED, sentence, error="Cancelled", touched=False)

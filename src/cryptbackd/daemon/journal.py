@@ -14,6 +14,7 @@ from ..text import printable
 
 MESSAGES = {
     "run_begun": "ad1af77e5a2446e3ba86ff8b136ebf57",
+    "enrolled": "bd3f3d6c871c409087794fd28db220a5",
     "run_done": "b774334500ae42e48dd52c963ce067f8",
     "run_warnings": "9bd20f32472b4c93bc583241779b601d",
     "run_failed": "0b363182484a4165ab047e79af66b43e",

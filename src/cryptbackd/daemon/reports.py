@@ -61,7 +61,7 @@ def ended(
         lines.append(Line(f"{name} is powered off. You may unplug it now.", message="may_unplug"))
     elif result.safe:
         lines.append(Line(f"You may unplug {name} now.", message="may_unplug"))
-    elif present and not stuck and result.outcome is not Outcome.SKIPPED:
+    elif present and not stuck and result.touched:
         lines.append(Line(f"It was not proven that {name} may be unplugged.", Priority.WARNING))
     outcome = None if stuck else result.outcome
     lines.append(attrs.evolve(_last(name, result, seconds, interrupted), outcome=outcome))

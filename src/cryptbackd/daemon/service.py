@@ -23,7 +23,7 @@ from ..errors import (
     DriveAbsent,
     Refused,
 )
-from ..model import Device, JobKind, Outcome, Phase, RunResult, StopReason
+from ..model import Device, JobKind, Outcome, RunResult, StopReason
 from ..text import ago, printable
 from . import entries, jobs, journal, policy, reports
 from .history import History, Insertion, Run
@@ -49,7 +49,6 @@ INIT_OPTIONS: dict[str, object] = {
     "pbkdf_iterations": None,
 }
 """What an init can be told, with the defaults (see ``protocol.Start``)."""
-_ENROLLED = (Phase.SYNCING, Phase.KEEPING, Phase.LOCKING, Phase.PROVING, Phase.POWERING_OFF)
 
 
 @attrs.define
@@ -236,7 +235,7 @@ class Service:
 
     def client_left(self, job: Job) -> None:
         """Who asked for the init *job* is gone: without them it can't be enrolled."""
-        if not job.over.done() and job.phase not in _ENROLLED:
+        if not job.over.done() and not job.enrolled:
             self.supervisor.stop(job, StopReason.CANCEL)
 
     def views(self) -> list[DriveView]:
@@ -350,7 +349,9 @@ class Service:
 
     def _skip(self, name: str, insertion: Insertion, since: float) -> None:
         now = time.time()
-        result = RunResult(Outcome.SKIPPED, f"The last backup is recent enough ({ago(since)}).")
+        result = RunResult(
+            Outcome.SKIPPED, f"The last backup is recent enough ({ago(since)}).", touched=False
+        )
         run = Run(jobs.new_id(now), name, JobKind.BACKUP, now)
         self.history.begin(run, insertion)
         self.history.finish(run.id, result, False, now)

@@ -87,7 +87,7 @@ class Supervisor:
             result = jobs.cancelled_result("It was stopped before its turn came.")
             if reason is StopReason.CANCEL and job.recorded:
                 self._record_begin(job)
-                self.history.finish(job.id, result, False, time.time())
+                self._record_end(job, result)
             self._drop(job, result)
         elif job.stop is None:
             job.stop = reason
@@ -102,7 +102,7 @@ class Supervisor:
                 continue
             if job not in self._running.values():
                 self._queues[job.device.diskseq].remove(job)
-                self._drop(job, jobs.pulled_result(queued=True))
+                self._drop(job, jobs.absent_result())
                 continue
             if job.worker is not None and not job.doomed:
                 job.worker.drain()
@@ -169,7 +169,7 @@ class Supervisor:
             if job.stop is not None:
                 job.interrupted = job.stop is StopReason.SERVICE_STOP
                 return jobs.cancelled_result("It was stopped before anything was touched.")
-            return jobs.pulled_result(queued=True)
+            return jobs.absent_result()
         try:
             job.worker = WorkerProcess(
                 lambda message: self._heard(job, message), lambda exc: self._broke_off(job, exc)
@@ -194,10 +194,7 @@ class Supervisor:
             )
             return result
         job.interrupted = True
-        if job.pulled:
-            result = jobs.pulled_result(queued=False)
-        else:
-            result = jobs.death_result(status, job.phase, job.broke_off)
+        result = jobs.pulled_result(job) if job.pulled else jobs.death_result(job, status)
         result.warnings = list(job.warnings)
         await self._sweep(job.name)
         if job.name in self.stuck:
@@ -212,6 +209,7 @@ class Supervisor:
             case protocol.Progressed():
                 job.progress = message.progress
             case protocol.Said():
+                job.enrolled = job.enrolled or message.message == "enrolled"
                 self._say(job, message.text, message.priority, message.message)
                 return
             case protocol.Warned():

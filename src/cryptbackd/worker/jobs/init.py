@@ -127,7 +127,7 @@ def init(start: protocol.Start, control: Control) -> RunResult:
             tree.sync()
             if drive is not None and fresh is not None:
                 fresh.publish()
-        control.say("enrolled.")
+        control.say("enrolled.", "enrolled")
         entry = config.parse(toml, options.name)
         kept = None
         if options.run:
