@@ -3,6 +3,7 @@
 SHELL = /bin/bash
 PYTHON = .venv/bin/python
 JOBS ?= 2
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL = help
@@ -23,8 +24,8 @@ lint: ## Check style, types and imports
 	@.venv/bin/mypy --strict src tests
 	@PYTHONPATH=src .venv/bin/lint-imports --no-logo
 
-unit: ## Run the unit tests
-	@PYTHONPATH=src $(PYTHON) -m pytest -q tests/unit
+unit: ## Run the unit tests (as root: an entry must be root's)
+	@$(AS_ROOT) env PYTHONPATH=src PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m pytest -q -p no:cacheprovider tests/unit
 
 vm: ## Run the tests in the machine, but for the slow ones
 	@$(PYTHON) -m tests.machine build enrolled

@@ -142,10 +142,7 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path
 
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="an entry must be root's")
-
-
-@as_root
+@pytest.mark.usefixtures("as_root")
 def test_one_bad_file_disables_itself_alone(directory: Path) -> None:
     (directory / "bad.toml").write_text("uuid = 1")
     (directory / "bad.toml").chmod(0o644)
@@ -157,7 +154,7 @@ def test_one_bad_file_disables_itself_alone(directory: Path) -> None:
     assert found.texts["home"] == GOOD
 
 
-@as_root
+@pytest.mark.usefixtures("as_root")
 @pytest.mark.parametrize("mode", [0o666, 0o664, 0o646])
 def test_a_file_that_others_can_write_is_refused(directory: Path, mode: int) -> None:
     (directory / "home.toml").chmod(mode)
@@ -165,7 +162,7 @@ def test_a_file_that_others_can_write_is_refused(directory: Path, mode: int) -> 
         config.read("home", directory)
 
 
-@as_root
+@pytest.mark.usefixtures("as_root")
 def test_a_file_of_somebody_else_is_refused(directory: Path) -> None:
     os.chown(directory / "home.toml", 1000, 1000)
     with pytest.raises(ConfigError, match="belongs to user 1000"):

@@ -9,7 +9,7 @@ from cryptbackd import config
 from cryptbackd.daemon.entries import EntryStore, keep_markers
 from cryptbackd.errors import ConfigError, UnknownDrive
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="an entry must be root's")
+pytestmark = pytest.mark.usefixtures("as_root")
 
 
 def write(directory: Path, name: str, uuid: str = "AAAA-BBBB", include: str = "/etc") -> None:

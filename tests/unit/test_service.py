@@ -24,10 +24,7 @@ from cryptbackd.errors import Busy, DriveAbsent, Refused, UnknownDrive
 from cryptbackd.model import Device, JobKind, Outcome, Phase, RunResult, StopReason
 from tests.unit.conftest import Journal, Sweeps
 
-pytestmark = [
-    pytest.mark.skipif(os.geteuid() != 0, reason="an entry must be root's"),
-    pytest.mark.usefixtures("fake_worker"),
-]
+pytestmark = pytest.mark.usefixtures("fake_worker", "as_root")
 
 
 def stick(uuid: str = "AAAA-BBBB", diskseq: int = 7, node: str = "/dev/sdx1") -> Seen:
