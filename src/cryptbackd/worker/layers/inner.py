@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ...errors import DriveFailed, Refused, ToolFailed
+from ...errors import DriveFailed, ForgedDrive, Refused, ToolFailed
 from ...run import run
-from ...text import printable
+from ...text import printable, size
 from ..control import Control
 from ..device import cap_dirty_pages, probe
 from .luks import Volume
@@ -44,6 +44,7 @@ def inner(volume: Volume, where: Path) -> Iterator[Mounted]:
             " backup.",
             "These can: " + ", ".join(sorted(OPTIONS)) + ".",
         )
+    _check_length(volume, found)
     what = f"The {fstype} filesystem in the container"
     with mounted(volume.node, volume.devno, where, fstype, OPTIONS[fstype], what) as filesystem:
         bdi = Path("/sys/fs/btrfs", found.get("UUID", "-"), "bdi")
@@ -52,6 +53,25 @@ def inner(volume: Volume, where: Path) -> Iterator[Mounted]:
             yield filesystem
         finally:
             filesystem.prove_writable()
+
+
+def _check_length(volume: Volume, found: dict[str, str]) -> None:
+    """Raise ForgedDrive when the volume is shorter than the filesystem that is in it.
+
+    libblkid tells the filesystem's length since util-linux 2.39; before, only the mount fails.
+    """
+    try:
+        wanted = int(found["FSLASTBLOCK"]) * int(found["FSBLOCKSIZE"])
+    except (KeyError, ValueError):
+        return
+    there = int(Path("/sys/dev/block", volume.devno, "size").read_text()) * 512
+    if there < wanted:
+        raise ForgedDrive(
+            f"The container was cut short: its filesystem takes {size(wanted)}, and {size(there)}"
+            " of it are there.",
+            "What is missing can't be brought back from this drive. Look at the container by hand,"
+            " or remove it and enrol the drive anew.",
+        )
 
 
 def make_filesystem(volume: Volume, fstype: str, control: Control) -> None:
