@@ -373,6 +373,8 @@ def test_format_luks_makes_a_partition_that_is_backed_up_to(vm: Machine) -> None
 @pytest.mark.campaign
 def test_container_is_written_through_to_its_end(vm: Machine, outside: str) -> None:
     """A later write near its end writes just that, and not what lies before it as well."""
+    # FAT takes no fallocate() for a hole, which the kernel only learns when mkfs asks for one.
+    vm.expect_journal("^kernel: operation not supported error, dev loop0, .*WRITE_ZEROES")
     stick = vm.stick("main", size=448 * MIB if outside == "xfs" else 256 * MIB, fs=outside)
     stick.plug()
     init(vm, stick.partition, "--size", "128M", "--filesystem", "ext4", "--no-run")
@@ -649,7 +651,7 @@ def interrupt(vm: Machine, stick: Stick, how: str) -> int:
             return -9
         case "kill the worker":
             vm.expect_journal("home: failed: The worker was killed by SIGKILL")
-            vm.run("pkill -KILL --newest --full 'cryptbackd.worker --socket'")
+            vm.run(["pkill", "-KILL", "--newest", "--full", "cryptbackd[.]worker --socket"])
             return 1
         case _:
             vm.expect_journal("I/O error|exFAT-fs|EXT4-fs|Synchronize Cache|JBD2|FAT-fs")
@@ -674,7 +676,8 @@ def leaves_nothing(vm: Machine, stick: Stick, how: str, running: Running) -> Non
     with mounted(vm, stick):
         names = vm.run("ls -A /mnt").out.split()
     assert "backup.luks" not in names
-    assert (".cryptback-home.new" in names) is not orderly
+    # What a pulled or killed one has begun may be there or not; the next one removes it.
+    assert not (orderly and ".cryptback-home.new" in names)
     if orderly:
         ended = vm.journal(CRYPTBACK_OUTCOME="cancelled")
         assert len(ended) == 1

@@ -236,21 +236,6 @@ def test_disabled_still_starts_on_plug(enrolled: Machine) -> None:
     assert ended(enrolled)["CRYPTBACK_OUTCOME"] == "done"
 
 
-@pytest.mark.campaign
-def test_masked_does_not_start_on_plug(enrolled: Machine) -> None:
-    enrolled.run(["systemctl", "disable", "--now", UNIT])
-    enrolled.run(["systemctl", "mask", UNIT])
-    stick = enrolled.stick("main")
-    stick.plug()
-    # The device unit, and what it wants, is the service manager's answer to udev's event.
-    unit = enrolled.run(["systemd-escape", "--path", "--suffix=device", stick.partition]).out
-    enrolled.run(["udevadm", "settle"])
-    wants = enrolled.run(["systemctl", "show", "-P", "Wants", unit.strip()]).out
-    assert UNIT in wants
-    assert enrolled.run(["systemctl", "is-active", UNIT], check=False).out == "inactive\n"
-    assert begun(enrolled) == 0
-
-
 def second_drive(vm: Machine) -> Stick:
     """Another enrolled drive, "work", plugged in."""
     stick = vm.stick("work", size=80 * MIB, fs="ext4", partitioned=True)

@@ -315,22 +315,6 @@ def test_anybody_may_look_and_only_root_may_act(enrolled: Machine) -> None:
 
 
 @pytest.mark.campaign
-def test_a_call_on_the_bus_starts_the_enabled_service(enrolled: Machine) -> None:
-    enrolled.run(["systemctl", "stop", UNIT])
-    assert "home  not plugged in" in enrolled.run(["cryptback", "status"], user="me").out
-    assert enrolled.run(["systemctl", "is-active", UNIT]).out == "active\n"
-
-
-@pytest.mark.campaign
-def test_a_call_on_the_bus_does_not_start_a_disabled_service(enrolled: Machine) -> None:
-    enrolled.run(["systemctl", "disable", "--now", UNIT])
-    code, told = refusal(enrolled, "status")
-    assert code == 1
-    assert "The service cryptbackd is not running." in told
-    assert enrolled.run(["systemctl", "is-active", UNIT], check=False).out == "inactive\n"
-
-
-@pytest.mark.campaign
 def test_a_strangers_text_reaches_no_terminal_and_no_journal_raw(enrolled: Machine) -> None:
     """A file that changes while it is read is named in a warning, however it is called."""
     path = f"/home/me/{EVIL}"

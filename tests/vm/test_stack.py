@@ -267,6 +267,7 @@ def test_the_services_settings_are_effective(stopped: Stopped) -> None:
     [
         "/proc/sys/kernel/core_pattern",
         "/sys/kernel/mm/transparent_hugepage/enabled",
+        "/sys/module/loop/parameters/max_part",
         "/etc/new",
         "/home/new",
     ],

@@ -73,8 +73,12 @@ def survey(start: protocol.Start, control: Control) -> RunResult:
 def examine(device: Device, options: dict[str, Any], place: Path) -> Facts:
     """The facts about *device*, held against what the init with *options* needs."""
     facts = Facts(device.node)
+    # First, and without opening it: the service may not even open a disk of the system.
+    _of_the_disk(facts, device)
+    if facts.problems:
+        return facts
     with opened(device):
-        _of_the_disk(facts, device)
+        _of_other_users(facts, device)
         _of_the_name(facts, options)
         found = probe(device.node)
         facts.fstype = printable(found.get("TYPE", ""), 40)
@@ -119,8 +123,6 @@ def _of_the_disk(facts: Facts, device: Device) -> None:
     elif here.get("children") and here["type"] == "disk":
         parts = ", ".join(node["path"] for node in here["children"])
         facts.problem(f"{device.node} has partitions.", f"Name one of them: {parts}")
-    else:
-        _of_other_users(facts, device)
 
 
 def _tree(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
