@@ -7,7 +7,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL = help
-.PHONY: help bootstrap deb lint unit vm test test-all campaign demo shell clean
+.PHONY: help bootstrap deb lint unit vm slow test test-all demo shell clean
 
 help: ## Show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -29,15 +29,11 @@ unit: ## Run the unit tests (as root: an entry must be root's)
 
 vm: ## Run the tests in the machine, but for the slow ones
 	@$(PYTHON) -m tests.machine build enrolled
-	@$(PYTHON) -m pytest -q tests/vm -m "not slow and not campaign" -n $(JOBS)
+	@$(PYTHON) -m pytest -q tests/vm -m "not slow" -n $(JOBS)
 
 slow:
 	@$(PYTHON) -m tests.machine build enrolled
-	@$(PYTHON) -m pytest -q tests/vm -m "slow and not campaign" -n $(JOBS)
-
-campaign: bootstrap deb ## The tests in the machine that are not in `test-all` (hours)
-	@$(PYTHON) -m tests.machine build enrolled
-	@$(PYTHON) -m pytest -q tests/vm -m campaign -n $(JOBS)
+	@$(PYTHON) -m pytest -q tests/vm -m slow -n $(JOBS)
 
 test: ## Everything a change must pass: bootstrap, deb, lint, unit, vm
 	@.ci/steps bootstrap deb lint unit vm

@@ -14,26 +14,6 @@ import pytest
 from tests.machine import Machine, layers, oracle, slots
 
 VM_TESTS = Path(__file__).parent / "vm"
-CAMPAIGN = frozenset(
-    {
-        "test_forged_header_changes_nothing_and_is_reported[another volume key]",
-        "test_forged_header_changes_nothing_and_is_reported[wiped]",
-        "test_filesystem_inside_is_the_one_asked_for[xfs-400]",
-        "test_interrupted_in_the_filling_it_leaves_nothing[pull]",
-        "test_interrupted_in_the_filling_it_leaves_nothing[kill]",
-        "test_interrupted_in_the_filling_it_leaves_nothing[kill the worker]",
-        "test_full_container_is_told_and_keeps_what_it_has[btrfs-144]",
-        "test_worker_killed_in_each_phase_leaves_nothing[attaching]",
-        "test_worker_killed_in_each_phase_leaves_nothing[unlocking]",
-        "test_worker_killed_in_each_phase_leaves_nothing[mounting]",
-        "test_worker_killed_in_each_phase_leaves_nothing[comparing]",
-        "test_worker_killed_in_each_phase_leaves_nothing[keeping]",
-        "test_worker_killed_in_each_phase_leaves_nothing[locking]",
-        "test_the_daemon_stays_small[20]",
-    }
-)
-"""Variants of tests that are only in `make campaign`, as the tests with that mark are."""
-
 TIME_LIMIT = 300
 """Seconds for a test that says nothing else, without the building of layers."""
 
@@ -72,15 +52,12 @@ def enrolled() -> Iterator[Machine]:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "vm: runs in the test machine (all of tests/vm does)")
     config.addinivalue_line("markers", "slow: takes long, only in `make test-all`")
-    config.addinivalue_line("markers", "campaign: only in `make campaign`, see docs/promises.md")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(VM_TESTS):
             item.add_marker(pytest.mark.vm)
-            if item.name in CAMPAIGN:
-                item.add_marker(pytest.mark.campaign)
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(TIME_LIMIT, func_only=True))
 

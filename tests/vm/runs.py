@@ -40,8 +40,8 @@ def ended(
 
 def now(vm: Machine) -> str:
     """Where the journal stands: the `since` of what comes after."""
-    entries = vm.journal()
-    return str(entries[-1]["__CURSOR"]) if entries else vm.cursor
+    shown = vm.run("journalctl --sync; journalctl --lines=1 --output=json").out
+    return str(json.loads(shown)["__CURSOR"])
 
 
 def outcomes(vm: Machine, name: str = "home") -> list[str]:
@@ -83,11 +83,22 @@ def news(vm: Machine, pattern: str, name: str = "home") -> Running:
     return vm.spawn(["/bin/sh", "-c", WAIT_FOR_NEWS, "sh", name, pattern])
 
 
-def syncing(vm: Machine, stick: Stick, name: str = "home", *, at_least: int = 0) -> None:
-    """Plug the stick in, and wait until its run copies (and has copied so many bytes)."""
+def wait_news(vm: Machine, pattern: str, name: str = "home") -> dict[str, Any]:
+    """The drive, as it is when its news fit a regular expression."""
+    told: dict[str, Any] = json.loads(news(vm, pattern, name).wait(timeout=PATIENCE).out)["drive"]
+    return told
+
+
+def copied(at_least: int) -> str:
+    """News of a run that has copied so many bytes (or more, by the number's first digit)."""
     digits = len(str(at_least))
     done = rf"([{str(at_least)[0]}-9][0-9]{{{digits - 1}}}|[0-9]{{{digits + 1},}})"
-    watcher = news(vm, rf'"phase": "syncing", "done": {done}', name)
+    return rf'"phase": "syncing", "done": {done}'
+
+
+def syncing(vm: Machine, stick: Stick, name: str = "home", *, at_least: int = 0) -> None:
+    """Plug the stick in, and wait until its run copies (and has copied so many bytes)."""
+    watcher = news(vm, copied(at_least), name)
     stick.plug()
     watcher.wait(timeout=PATIENCE)
 

@@ -113,7 +113,6 @@ def enrol_and_change(vm: Machine, *options: str) -> tuple[list[str], list[str]]:
 
 
 @pytest.mark.parametrize("filesystem", ["ext4", "xfs"])
-@pytest.mark.campaign
 def test_files_come_back_by_hand_from(filesystem: str, vm: Machine, bare_vm: Machine) -> None:
     vm.stick("main", size=448 << 20, fs="ext4", partitioned=True).plug()
     before, after = enrol_and_change(vm, "--size", "360M", "--filesystem", filesystem)
@@ -123,7 +122,6 @@ def test_files_come_back_by_hand_from(filesystem: str, vm: Machine, bare_vm: Mac
 
 @pytest.mark.slow
 @pytest.mark.parametrize("filesystem", ["btrfs", "ext4", "xfs"])
-@pytest.mark.campaign
 def test_files_come_back_by_hand_from_an_encrypted_partition_with(
     filesystem: str, vm: Machine, bare_vm: Machine
 ) -> None:

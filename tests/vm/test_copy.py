@@ -7,34 +7,15 @@ import json
 import pytest
 
 from tests.machine import Machine
-from tests.machine.enroll import PASSPHRASE
+from tests.vm.container import TREE, opened
 
-OPEN = """
-set -e
-mkdir -p /mnt/drive /mnt/tree
-mount {partition} /mnt/drive
-loop=$(losetup --find --show /mnt/drive/backup.luks)
-printf %s '{passphrase}' | cryptsetup open $loop byhand
-mount -o ro /dev/mapper/byhand /mnt/tree
-"""
-CLOSE = """
-umount /mnt/tree
-cryptsetup close byhand
-losetup --detach-all
-umount /mnt/drive
-udevadm settle
-"""
-TREE = "/mnt/tree/current"
+CURRENT = f"{TREE}/current"
 
 
 def look_inside(vm: Machine, script: str) -> str:
-    """What *script* prints with the container opened by hand at /mnt/tree."""
-    partition = vm.sticks["main"].partition
-    vm.run(OPEN.format(partition=partition, passphrase=PASSPHRASE))
-    try:
+    """What *script* prints with the container opened by hand by hand at `TREE`."""
+    with opened(vm):
         return vm.run(script).out
-    finally:
-        vm.run(CLOSE)
 
 
 def back_up(vm: Machine, *options: str, code: int = 0) -> str:
@@ -66,7 +47,7 @@ def test_deletions_exclusions_and_odd_patterns(enrolled: Machine) -> None:
         " && echo 1 > keep/film.iso && echo 1 > keep/film.txt && echo 1 > keep/-leading"
     )
     back_up(vm)
-    shown = look_inside(vm, f"cd {TREE} && ls -A . home/me home/me/keep && ls -d etc")
+    shown = look_inside(vm, f"cd {CURRENT} && ls -A . home/me home/me/keep && ls -d etc")
     assert "photos" not in shown
     assert "film.iso" in shown
     assert "a[b]*?c" in shown
@@ -78,7 +59,7 @@ def test_deletions_exclusions_and_odd_patterns(enrolled: Machine) -> None:
     )
     back_up(vm)
     shown = look_inside(
-        vm, f"cd {TREE} && find . -maxdepth 4 -printf '%P\\n'; ls /mnt/tree/versions"
+        vm, f"cd {CURRENT} && find . -maxdepth 4 -printf '%P\\n'; ls /mnt/tree/versions"
     )
     names = shown.splitlines()
     assert "etc" not in names
@@ -102,7 +83,7 @@ def test_parents_look_like_the_real_ones(enrolled: Machine) -> None:
     form = "--format='%n %a %U:%G %.9Y'"
     real = vm.run(f"cd / && stat {form} srv srv/team srv/team/private srv/team/private/files").out
     copy = look_inside(
-        vm, f"cd {TREE} && stat {form} srv srv/team srv/team/private srv/team/private/files"
+        vm, f"cd {CURRENT} && stat {form} srv srv/team srv/team/private srv/team/private/files"
     )
     assert copy == real
 
@@ -116,12 +97,12 @@ def test_missing_or_suddenly_empty_source_keeps_its_last_state(enrolled: Machine
     told = back_up(vm, code=3)
     assert 'The source "/srv/a" is missing.' in told
     assert 'The source "/srv/b" is empty, and was not before.' in told
-    kept = f"cat {TREE}/srv/a/one {TREE}/srv/b/two {TREE}/home/me/new"
+    kept = f"cat {CURRENT}/srv/a/one {CURRENT}/srv/b/two {CURRENT}/home/me/new"
     assert look_inside(vm, kept) == "1\n2\nnew\n"
 
     back_up(vm, "--accept-changes", code=3)
-    shown = look_inside(vm, f"find {TREE}/srv -type f")
-    assert shown.split() == [f"{TREE}/srv/a/one"]
+    shown = look_inside(vm, f"find {CURRENT}/srv -type f")
+    assert shown.split() == [f"{CURRENT}/srv/a/one"]
 
 
 @pytest.mark.slow
@@ -138,7 +119,7 @@ def test_source_on_another_filesystem_keeps_its_last_state(enrolled: Machine) ->
     vm.run("umount /srv/disk")
     told = back_up(vm, code=3)
     assert 'The source "/srv/disk" is on another filesystem than before.' in told
-    shown = look_inside(vm, f"cd {TREE}/srv/disk && cat precious && ls")
+    shown = look_inside(vm, f"cd {CURRENT}/srv/disk && cat precious && ls")
     assert shown.split() == ["precious", "lost+found", "precious"]
 
 
@@ -151,12 +132,12 @@ def test_mount_points_below_a_source_are_left_out_and_named_once(enrolled: Machi
     ended = vm.wait_journal("^home: finished", CRYPTBACK_DRIVE="home")
     assert ended["CRYPTBACK_OUTCOME"] == "warnings"
     assert '"/home/me/mnt" is another filesystem and was left out' in ended["MESSAGE"]
-    assert look_inside(vm, f"ls -A {TREE}/home/me/mnt") == ""
+    assert look_inside(vm, f"ls -A {CURRENT}/home/me/mnt") == ""
     back_up(vm)
     head = vm.run("cat /etc/cryptback/drives.d/home.toml").out
     vm.push("/etc/cryptback/drives.d/home.toml", head + "cross_filesystems = true\n", 0o600)
     back_up(vm)
-    assert look_inside(vm, f"ls -A {TREE}/home/me/mnt") == "inside\n"
+    assert look_inside(vm, f"ls -A {CURRENT}/home/me/mnt") == "inside\n"
     vm.run("umount /home/me/mnt")
 
 
@@ -167,7 +148,7 @@ def test_full_finds_an_edit_that_kept_size_and_time(enrolled: Machine) -> None:
     plugged(vm)
     vm.run("echo BBBB > /home/me/sly && touch -d '2020-02-02' /home/me/sly")
     back_up(vm, "--full")
-    assert look_inside(vm, f"cat {TREE}/home/me/sly") == "BBBB\n"
+    assert look_inside(vm, f"cat {CURRENT}/home/me/sly") == "BBBB\n"
 
 
 def test_versions_stay_as_they_were(enrolled: Machine) -> None:

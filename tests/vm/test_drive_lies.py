@@ -8,20 +8,12 @@ from tests.machine import Machine
 from tests.machine.enroll import CHEAP, PASSPHRASE
 from tests.machine.machine import Entry
 from tests.machine.stick import copy_sparse
-from tests.vm.failing import (
-    ByHand,
-    ended,
-    first_is_whole,
-    last_run,
-    listing,
-    mark,
-    status,
-    succeeds_next,
-    wait_end,
-)
+from tests.vm.container import listing, opened
+from tests.vm.failing import first_is_whole, succeeds_next, tells
+from tests.vm.runs import drive, ended, history, now
 
 CONTAINER = "/mnt/drive/backup.luks"
-STORED = "--header /var/lib/cryptbackd/headers/home"
+STORED = ("--header", "/var/lib/cryptbackd/headers/home")
 
 FORGE = r"""
 # Makes both copies of the header say that nothing is encrypted, with the right checksums.
@@ -63,9 +55,9 @@ def tamper(vm: Machine, script: str, input: bytes = b"") -> None:  # noqa: A002
 
 def back_up(vm: Machine) -> Entry:
     """The service starts, and finds the stick as it is now; the end of the run."""
-    since = mark(vm)
+    since = now(vm)
     vm.run(["systemctl", "start", "cryptbackd"])
-    return wait_end(vm, since=since)
+    return ended(vm, since=since)
 
 
 FORGERIES = {
@@ -91,10 +83,10 @@ def test_forged_header_changes_nothing_and_is_reported(enrolled: Machine, forger
     secret = "nobody is to read this in clear text"
     vm.run(f"yes '{secret}' | head -c 1M > /home/me/letter")
     tamper(vm, script, input_.encode())
-    drive = vm.stick("main").partition
+    partition = vm.stick("main").partition
     if forgery == "null cipher":  # it would open, and do harm, if it were believed
         shown = vm.run(
-            f"mount -r {drive} /mnt/drive; loop=$(losetup -rf --show {CONTAINER});"
+            f"mount -r {partition} /mnt/drive; loop=$(losetup -rf --show {CONTAINER});"
             f" printf %s '{PASSPHRASE}' | cryptsetup open -r $loop byhand;"
             " dmsetup table byhand; cryptsetup close byhand; losetup -D; umount /mnt/drive"
         )
@@ -104,7 +96,7 @@ def test_forged_header_changes_nothing_and_is_reported(enrolled: Machine, forger
     assert end["CRYPTBACK_OUTCOME"] == "warnings"
     told = "The LUKS header on the drive is not the one that this computer stored."
     assert "home: finished with 1 warning: " in end["MESSAGE"]
-    for warning in (end["MESSAGE"], *last_run(vm)["warnings"], *status(vm)["warnings"]):
+    for warning in (end["MESSAGE"], *history(vm)[0]["warnings"], *drive(vm)["warnings"]):
         assert told in warning
         assert sentence in warning
     assert len(vm.journal(MESSAGE_ID=message_id(vm, "LUKS header"))) == 1
@@ -112,7 +104,7 @@ def test_forged_header_changes_nothing_and_is_reported(enrolled: Machine, forger
 
     names = first_is_whole(vm, files, STORED)
     assert len(names) == 2
-    with ByHand(vm, STORED) as container:
+    with opened(vm, options=STORED) as container:
         assert container.listing(names[1]) == listing(vm, "/home/me")
         clear = vm.run(["grep", "-c", "--text", secret, CONTAINER], check=False)
         assert clear.out == "0\n"
@@ -126,7 +118,6 @@ def message_id(vm: Machine, subject: str) -> str:
     return found[0]
 
 
-@pytest.mark.campaign
 def test_drive_set_back_is_reported_and_nothing_is_deleted(enrolled: Machine) -> None:
     vm = enrolled
     files = listing(vm, "/home/me")
@@ -141,12 +132,12 @@ def test_drive_set_back_is_reported_and_nothing_is_deleted(enrolled: Machine) ->
     since = vm.journal()[-1]["__CURSOR"]
     stick.plug()
     told = "It is older than this computer remembers: its newest version is .* It may be a copy"
-    end = ended(vm, told, outcome="warnings", since=since)
+    end = tells(vm, told, outcome="warnings", since=since)
     assert "Nothing on it is deleted in this run." in end["MESSAGE"]
     assert len(vm.journal(MESSAGE_ID=message_id(vm, "older than"))) == 1
     names = first_is_whole(vm, files)
     assert len(names) == 2
-    with ByHand(vm):
+    with opened(vm):
         shown = vm.run("cd /mnt/tree/current/home/me && cat tagged new").out
         assert shown == "tagged\nnew\n"
     # That it is as it is, and is to be used, was seen by now: it is not told for ever.
@@ -167,14 +158,13 @@ IMPOSTORS = {
     "impostor",
     [pytest.param(kind, marks=[] if kind == "symlink" else pytest.mark.slow) for kind in IMPOSTORS],
 )
-@pytest.mark.campaign
 def test_container_that_is_no_plain_file_is_refused(enrolled: Machine, impostor: str) -> None:
     vm = enrolled
     vm.expect_journal("^cryptbackd: home: failed: ")
     files = listing(vm, "/home/me")
     tamper(vm, f"cd /mnt/drive && mv backup.luks real && {IMPOSTORS[impostor]}")
     vm.run(["systemctl", "start", "cryptbackd"])
-    ended(vm, '"backup.luks" on the drive is not a regular file with one name.')
+    tells(vm, '"backup.luks" on the drive is not a regular file with one name.')
     assert vm.journal(MESSAGE="You may unplug home now.")
     vm.stick("main").pull()
     tamper(vm, "cd /mnt/drive && rm -r backup.luks && mv real backup.luks")

@@ -51,7 +51,6 @@ def test_an_eject_in_mid_sync_takes_at_most_ten_seconds(enrolled: Machine) -> No
     stick.pull()
 
 
-@pytest.mark.campaign
 def test_what_was_copied_before_an_eject_is_kept_for_the_next_run(enrolled: Machine) -> None:
     number = 10
     random_files(enrolled, number, 4)
@@ -68,7 +67,6 @@ def test_what_was_copied_before_an_eject_is_kept_for_the_next_run(enrolled: Mach
     assert 0 < last["changed_files"] <= number - 3
 
 
-@pytest.mark.campaign
 def test_a_slower_drive_shows_what_remains_while_it_is_ejected(enrolled: Machine) -> None:
     random_files(enrolled, 20, 4)
     stick = enrolled.stick("main")
@@ -89,7 +87,6 @@ def test_a_slower_drive_shows_what_remains_while_it_is_ejected(enrolled: Machine
     assert lines[-1] == {"event": "ejected", "name": "home", "safe": True}
 
 
-@pytest.mark.campaign
 def test_an_idle_drive_is_ejected_at_once(enrolled: Machine) -> None:
     enrolled.stick("main").plug()
     ended(enrolled)
@@ -178,7 +175,6 @@ def test_a_drive_is_powered_off_when_it_is_done(enrolled: Machine) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.campaign
 def test_an_eject_while_the_volume_is_being_unlocked(enrolled: Machine) -> None:
     stick = enrolled.stick("main")
     watcher = news(enrolled, '"phase": "(attaching|unlocking|mounting)"')

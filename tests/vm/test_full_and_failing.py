@@ -6,18 +6,10 @@ import pytest
 
 from tests.machine import Machine
 from tests.machine.enroll import credential, init
-from tests.vm.failing import (
-    ByHand,
-    ended,
-    first_is_whole,
-    listing,
-    mark,
-    status,
-    succeeds_next,
-    wait_end,
-)
+from tests.vm.container import listing, opened
+from tests.vm.failing import first_is_whole, succeeds_next, tells
+from tests.vm.runs import MIB, drive, ended, now
 
-MIB = 1 << 20
 ENTRY = "/etc/cryptback/drives.d/home.toml"
 
 
@@ -35,9 +27,9 @@ def test_full_container_is_told_and_keeps_what_it_has(
     stick.pull()
     files = listing(vm, "/home/me")
     vm.run(f"mkdir /home/me/more && head -c {size}M /dev/urandom > /home/me/more/big")
-    since = mark(vm)
+    since = now(vm)
     stick.plug()
-    ended(vm, "There is no room left in the container.", since=since)
+    tells(vm, "There is no room left in the container.", since=since)
     assert vm.journal(since=since, MESSAGE="You may unplug home now.")
     assert len(first_is_whole(vm, files)) == 1
     vm.run("rm -r /home/me/more")
@@ -45,7 +37,6 @@ def test_full_container_is_told_and_keeps_what_it_has(
     assert len(first_is_whole(vm, files)) == 2
 
 
-@pytest.mark.campaign
 def test_container_cut_short_is_told(enrolled: Machine) -> None:
     vm = enrolled
     vm.expect_journal("^cryptbackd: home: failed: ")
@@ -57,7 +48,7 @@ def test_container_cut_short_is_told(enrolled: Machine) -> None:
         " && truncate -s 200M /mnt/drive/backup.luks && umount /mnt/drive"
         " && systemctl unmask --runtime cryptbackd && systemctl start cryptbackd"
     )
-    ended(vm, "The container was cut short: its filesystem takes .* of it are there.")
+    tells(vm, "The container was cut short: its filesystem takes .* of it are there.")
     assert vm.journal(MESSAGE="You may unplug home now.")
 
 
@@ -68,12 +59,12 @@ def test_file_that_changes_while_it_is_read_is_a_warning(enrolled: Machine) -> N
     writer = vm.spawn(["/bin/sh", "-c", f"exec timeout 60 sh -c '{append}'"])
     vm.stick("main").plug()
     sentence = '"/home/me/more/restless" changed while it was read'
-    end = ended(vm, sentence, outcome="warnings")
+    end = tells(vm, sentence, outcome="warnings")
     vm.run(["pkill", "-x", "timeout"])
     writer.wait(check=False)
     assert "home: finished with 1 warning: " in end["MESSAGE"]
     assert vm.journal(MESSAGE="You may unplug home now.")
-    with ByHand(vm) as container:
+    with opened(vm) as container:
         newest = container.versions()[-1]
         shown = vm.run(f"cd /mnt/tree/versions/{newest}/home/me/more && cat calm && ls")
         assert shown.out.split() == ["1", "calm", "restless"]
@@ -104,7 +95,6 @@ mount -r /dev/mapper/disk /srv/disk
 """
 
 
-@pytest.mark.campaign
 def test_file_that_cannot_be_read_is_a_warning(enrolled: Machine) -> None:
     vm = enrolled
     vm.expect_journal("^kernel: .*(I/O error|EXT4-fs|dm-)")
@@ -116,11 +106,11 @@ def test_file_that_cannot_be_read_is_a_warning(enrolled: Machine) -> None:
     vm.run(f"""sed -i 's|^include = .*|include = ["/home/me", "/srv/disk"]|' {ENTRY}""")
     vm.stick("main").plug()
     sentence = '"/srv/disk/bad" could not be read: Input/output error'
-    end = ended(vm, sentence, outcome="warnings")
+    end = tells(vm, sentence, outcome="warnings")
     assert "home: finished with 1 warning: " in end["MESSAGE"]
     vm.expected_leftovers.clear()
     vm.run(["umount", "/srv/disk"])
-    with ByHand(vm) as container:
+    with opened(vm) as container:
         newest = container.versions()[-1]
         assert container.listing(newest) == listing(vm, "/home/me")
         assert vm.run(f"ls /mnt/tree/versions/{newest}/srv/disk").out.split() == [
@@ -138,11 +128,11 @@ def test_bad_entry_is_told_and_harms_no_other(enrolled: Machine) -> None:
     vm.stick("main").plug()
     told = 'backup.include: found "/home/me", wanted a list'
     vm.wait_journal(f"broken.toml: {told}")
-    assert wait_end(vm)["CRYPTBACK_OUTCOME"] == "done"
-    drive = status(vm, "broken")
-    assert drive["state"] == "bad"
-    assert f"{bad}: {told}." in drive["problem"]
-    assert "this is not TOML" in status(vm, "worse")["problem"]
+    assert ended(vm)["CRYPTBACK_OUTCOME"] == "done"
+    broken = drive(vm, "broken")
+    assert broken["state"] == "bad"
+    assert f"{bad}: {told}." in broken["problem"]
+    assert "this is not TOML" in drive(vm, "worse")["problem"]
     shown = vm.run(["cryptback", "status"]).out
     assert told in shown
     service = vm.run(["systemctl", "show", "--property=StatusText", "--value", "cryptbackd"]).out
@@ -153,4 +143,4 @@ def test_bad_entry_is_told_and_harms_no_other(enrolled: Machine) -> None:
 
     head = vm.run(f"grep ^uuid {ENTRY}").out
     vm.push(bad, f'{head}container = "other"\n[backup]\ninclude = ["/etc"]\n', 0o600)
-    assert status(vm, "broken")["state"] != "bad"
+    assert drive(vm, "broken")["state"] != "bad"

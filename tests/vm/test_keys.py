@@ -15,6 +15,7 @@ from tests.machine.enroll import PASSPHRASE, credential
 from tests.machine.guest import Result, Running
 from tests.machine.machine import Entry
 from tests.machine.stick import START
+from tests.vm.failing import KERNEL_MISSES_IT
 
 PLAIN = "/etc/credstore/cryptback.home"
 ENCRYPTED = "/etc/credstore.encrypted/cryptback.home"
@@ -168,7 +169,6 @@ def test_encrypted_credential_opens_the_drive_with_nobody_there(enrolled: Machin
     assert vm.run("ls /run/systemd/ask-password").out == ""
 
 
-@pytest.mark.campaign
 def test_new_credential_is_seen_without_a_restart(enrolled: Machine) -> None:
     vm = enrolled
     show = ["systemctl", "show", "--property=MainPID,ActiveState", "cryptbackd"]
@@ -188,7 +188,6 @@ def test_new_credential_is_seen_without_a_restart(enrolled: Machine) -> None:
     "fault",
     ["garbage", *(pytest.param(f, marks=pytest.mark.slow) for f in ("other name", "empty"))],
 )
-@pytest.mark.campaign
 def test_bad_credential_harms_nobody(enrolled: Machine, fault: str) -> None:
     """It is said, the next source is asked, and the daemon lives."""
     vm = enrolled
@@ -209,7 +208,6 @@ def test_bad_credential_harms_nobody(enrolled: Machine, fault: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.campaign
 def test_wrong_credential_is_told_and_the_next_source_is_tried(enrolled: Machine) -> None:
     vm = enrolled
     encrypt(vm, "not the passphrase")
@@ -233,7 +231,6 @@ def test_wrong_credential_is_told_and_the_next_source_is_tried(enrolled: Machine
     ],
     ids=["readable", "owner", "link"],
 )
-@pytest.mark.campaign
 def test_credential_that_others_may_read_or_change_is_not_used(
     enrolled: Machine, change: str, fault: str
 ) -> None:
@@ -266,7 +263,6 @@ def test_any_agent_is_asked(enrolled: Machine) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.campaign
 def test_terminal_agent_is_asked(enrolled: Machine) -> None:
     vm = enrolled
     vm.run(["rm", PLAIN])
@@ -279,7 +275,6 @@ def test_terminal_agent_is_asked(enrolled: Machine) -> None:
     assert ended(vm)["CRYPTBACK_OUTCOME"] == "done"
 
 
-@pytest.mark.campaign
 def test_wrong_answer_is_told_and_asked_again(enrolled: Machine) -> None:
     vm = enrolled
     vm.run(["rm", PLAIN])
@@ -322,7 +317,6 @@ def test_three_wrong_answers_end_the_run_with_nothing_touched(enrolled: Machine)
 
 
 @pytest.mark.slow
-@pytest.mark.campaign
 def test_wrong_credential_counts_as_a_try(enrolled: Machine) -> None:
     vm = enrolled
     credential(vm, "home", "not the passphrase")
@@ -337,7 +331,6 @@ def test_wrong_credential_counts_as_a_try(enrolled: Machine) -> None:
 
 
 @pytest.mark.parametrize("verb", ["cancel", pytest.param("eject", marks=pytest.mark.slow)])
-@pytest.mark.campaign
 def test_question_that_nobody_answers_blocks_nobody(enrolled: Machine, verb: str) -> None:
     vm = enrolled
     vm.run(["rm", PLAIN])
@@ -354,7 +347,6 @@ def test_question_that_nobody_answers_blocks_nobody(enrolled: Machine, verb: str
 
 
 @pytest.mark.slow
-@pytest.mark.campaign
 def test_question_goes_with_the_drive(enrolled: Machine) -> None:
     vm = enrolled
     vm.run(["rm", PLAIN])
@@ -362,7 +354,7 @@ def test_question_goes_with_the_drive(enrolled: Machine) -> None:
     stick = vm.stick("main")
     stick.plug()
     asked(asking)
-    vm.expect_journal("EXT4-fs|JBD2|I/O error|Synchronize Cache")
+    vm.expect_journal(KERNEL_MISSES_IT)
     stick.pull()
     assert ended(vm)["CRYPTBACK_OUTCOME"] == "failed"
     no_question(vm)
@@ -394,7 +386,6 @@ def traced(vm: Machine, watching: Running) -> str:
         *(pytest.param(s, marks=pytest.mark.slow) for s in ("credential", "encrypted credential")),
     ],
 )
-@pytest.mark.campaign
 def test_passphrase_is_in_no_command_line_environment_or_log(
     enrolled: Machine, source: str
 ) -> None:
@@ -422,7 +413,6 @@ def test_passphrase_is_in_no_command_line_environment_or_log(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600, func_only=True)
-@pytest.mark.campaign
 def test_nobody_but_cryptsetup_reads_the_passphrase(enrolled: Machine) -> None:
     vm = enrolled
     vm.run("rm -r /home/me/*")

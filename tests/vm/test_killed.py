@@ -9,21 +9,18 @@ from __future__ import annotations
 import pytest
 
 from tests.machine import Machine
+from tests.vm.container import listing
 from tests.vm.failing import (
     Held,
     Hold,
-    ended,
     first_is_whole,
     kill,
-    last_run,
-    listing,
-    mark,
     nothing_left,
     seconds_until_nothing_is_left,
-    status,
     succeeds_next,
-    wait_end,
+    tells,
 )
+from tests.vm.runs import drive, ended, history, now
 
 MOUNT, UMOUNT = "/usr/bin/mount", "/usr/bin/umount"
 CRYPTSETUP, RSYNC = "/usr/sbin/cryptsetup", "/usr/bin/rsync"
@@ -56,7 +53,7 @@ def dies(vm: Machine, victim: int, sentence: str) -> None:
     vm.expect_journal("^cryptbackd: home: failed: ")
     files = listing(vm, "/home/me")
     kill(vm, victim)
-    ended(vm, sentence)
+    tells(vm, sentence)
     succeeds_next(vm)
     assert len(first_is_whole(vm, files)) >= 2
 
@@ -70,7 +67,7 @@ def dies(vm: Machine, victim: int, sentence: str) -> None:
 )
 def test_worker_killed_in_each_phase_leaves_nothing(enrolled: Machine, phase: str) -> None:
     stopped = held(enrolled, phase)
-    assert status(enrolled)["phase"] == phase
+    assert drive(enrolled)["phase"] == phase
     dies(
         enrolled,
         stopped.worker,
@@ -80,7 +77,6 @@ def test_worker_killed_in_each_phase_leaves_nothing(enrolled: Machine, phase: st
 
 @pytest.mark.slow
 @pytest.mark.parametrize("phase", ["unlocking", "syncing", "locking"])
-@pytest.mark.campaign
 def test_stub_killed_leaves_nothing(enrolled: Machine, phase: str) -> None:
     stopped = held(enrolled, phase)
     dies(
@@ -101,7 +97,6 @@ def test_stub_killed_leaves_nothing(enrolled: Machine, phase: str) -> None:
         ("syncing", "The copy by rsync failed: it was killed by SIGKILL"),
     ],
 )
-@pytest.mark.campaign
 def test_tool_killed_ends_the_run_in_order(enrolled: Machine, phase: str, sentence: str) -> None:
     """The worker lives, so it undoes everything itself and even proves that it did."""
     dies(enrolled, held(enrolled, phase).pid, sentence)
@@ -143,19 +138,18 @@ def test_worker_killed_in_the_gap_is_swept_by_the_daemon(enrolled: Machine) -> N
     stopped = in_the_gap(vm)
     assert cookies(vm) == 1
     kill(vm, stopped.worker)
-    ended(vm, "The worker was killed by SIGKILL while unlocking")
+    tells(vm, "The worker was killed by SIGKILL while unlocking")
     swept = vm.journal(MESSAGE="The volume cryptback-home had been left open and was locked.")
     assert len(swept) == 1
     udev_goes_on(vm)
     succeeds_next(vm)
 
 
-@pytest.mark.campaign
 def test_tool_killed_in_the_gap_is_swept_by_the_worker(enrolled: Machine) -> None:
     vm = enrolled
     stopped = in_the_gap(vm)
     kill(vm, stopped.pid)
-    ended(vm, "The volume can't be unlocked: it was killed by SIGKILL")
+    tells(vm, "The volume can't be unlocked: it was killed by SIGKILL")
     assert cookies(vm) == 0
     udev_goes_on(vm)
     succeeds_next(vm)
@@ -192,13 +186,13 @@ def test_service_killed_in_the_gap_is_swept_at_its_start(enrolled: Machine) -> N
 
 def taken_up(vm: Machine) -> None:
     """Started again, the service takes the interrupted insertion up, and finishes."""
-    since = mark(vm)
+    since = now(vm)
     vm.run("systemctl reset-failed cryptbackd && systemctl start cryptbackd")
-    told = wait_end(vm, since=since)
+    told = ended(vm, since=since)
     assert told["MESSAGE"] == (
         "home: failed: The service was killed in the middle; everything was locked."
     )
-    end = wait_end(vm, since=told["__CURSOR"], timeout=90)
+    end = ended(vm, since=told["__CURSOR"], timeout=90)
     assert end["CRYPTBACK_OUTCOME"] == "done", end["MESSAGE"]
     assert vm.journal(since=since, MESSAGE="You may unplug home now.")
 
@@ -226,7 +220,7 @@ def test_mapping_of_somebody_else_is_never_touched(enrolled: Machine) -> None:
     vm.run(["systemctl", "restart", "cryptbackd"])
     vm.run(["systemctl", "start", "cryptbackd"])
     vm.stick("main").plug()
-    ended(vm, "There is a mapping cryptback-home already")
+    tells(vm, "There is a mapping cryptback-home already")
     vm.run(["systemctl", "stop", "cryptbackd"])
     vm.run(["/usr/bin/python3", "-I", "-m", "cryptbackd.worker", "--sweep"])
     assert vm.run(shown).out == mappings
@@ -241,16 +235,16 @@ def test_service_killed_in_mid_sync_takes_the_insertion_up_again(enrolled: Machi
     files = listing(vm, "/home/me")
     vm.run("mkdir /home/me/more && head -c 4M /dev/urandom > /home/me/more/big")
     held(vm, "syncing")
-    since = mark(vm)
+    since = now(vm)
     kill_service(vm)
-    first = wait_end(vm, since=since)
+    first = ended(vm, since=since)
     assert first["MESSAGE"] == (
         "home: failed: The service was killed in the middle; everything was locked."
     )
-    end = wait_end(vm, since=first["__CURSOR"], timeout=90)
+    end = ended(vm, since=first["__CURSOR"], timeout=90)
     assert end["CRYPTBACK_OUTCOME"] == "done", end["MESSAGE"]
     assert vm.journal(since=since, MESSAGE="You may unplug home now.")
-    assert last_run(vm)["outcome"] == "done"
+    assert history(vm)[0]["outcome"] == "done"
     names = first_is_whole(vm, files)
     assert len(names) == 2
     succeeds_next(vm)
@@ -258,7 +252,6 @@ def test_service_killed_in_mid_sync_takes_the_insertion_up_again(enrolled: Machi
 
 @pytest.mark.slow
 @pytest.mark.parametrize("phase", HELD_BY)
-@pytest.mark.campaign
 def test_service_killed_in_each_phase_leaves_nothing(enrolled: Machine, phase: str) -> None:
     vm = enrolled
     drop_in(vm, "Restart=no")

@@ -11,7 +11,6 @@ from tests.machine import CommandFailed, CommandTimeout, Fault, Machine, layers,
 MIB = 1 << 20
 
 
-@pytest.mark.campaign
 def test_resumes_quickly_with_the_right_time() -> None:
     layers.ensure(layers.BOOTED)
     taken = []
@@ -24,7 +23,6 @@ def test_resumes_quickly_with_the_right_time() -> None:
     assert min(taken) < 2, taken
 
 
-@pytest.mark.campaign
 def test_commands_and_files(bare_vm: Machine) -> None:
     assert bare_vm.run("cat; echo error >&2; exit 3", b"in\0put", check=False).stdout == b"in\0put"
     with pytest.raises(CommandFailed, match="exit status 3\nerror"):
@@ -39,7 +37,6 @@ def test_commands_and_files(bare_vm: Machine) -> None:
 
 
 @pytest.mark.parametrize("partitioned", [False, True])
-@pytest.mark.campaign
 def test_stick_comes_and_goes(bare_vm: Machine, partitioned: bool) -> None:
     stick = bare_vm.stick("main", fs="vfat", uuid="1A2B-3C4D", partitioned=partitioned)
     assert stick.uuid == "1A2B-3C4D"
@@ -56,7 +53,6 @@ def test_stick_comes_and_goes(bare_vm: Machine, partitioned: bool) -> None:
     )
 
 
-@pytest.mark.campaign
 def test_several_sticks_at_once(bare_vm: Machine) -> None:
     first = bare_vm.stick("first", size=64 * MIB, fs="ext4")
     second = first.clone("second")
@@ -66,7 +62,6 @@ def test_several_sticks_at_once(bare_vm: Machine) -> None:
     assert bare_vm.run("ls /sys/block | grep sd").out == "sdb\n"
 
 
-@pytest.mark.campaign
 def test_slow_failing_and_hanging_stick(bare_vm: Machine) -> None:
     bare_vm.expect_journal(
         "I/O error|device offline error|FAILED|Synchronize Cache|Dev sda: unable to read"
@@ -91,7 +86,6 @@ def test_slow_failing_and_hanging_stick(bare_vm: Machine) -> None:
     assert writing.wait(check=False).code != 0
 
 
-@pytest.mark.campaign
 def test_machines_do_not_disturb_each_other(bare_vm: Machine) -> None:
     with layers.resume(layers.BOOTED) as other:
         bare_vm.push("/root/here", "one")
@@ -102,7 +96,6 @@ def test_machines_do_not_disturb_each_other(bare_vm: Machine) -> None:
     assert bare_vm.pull("/root/here") == b"one"
 
 
-@pytest.mark.campaign
 def test_oracle_finds_what_is_left(bare_vm: Machine) -> None:
     assert oracle.look(bare_vm) == ([], [])
     plant = """
@@ -131,7 +124,6 @@ def test_oracle_finds_what_is_left(bare_vm: Machine) -> None:
     bare_vm.run("dmsetup remove planted; dmsetup udevcomplete_all -y; pkill sleep")
 
 
-@pytest.mark.campaign
 def test_journal(bare_vm: Machine) -> None:
     bare_vm.spawn("sleep 1; logger -t one first; logger -t two second; logger -t one third")
     entry = bare_vm.wait_journal("^second$")
@@ -148,7 +140,6 @@ def test_journal(bare_vm: Machine) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900, func_only=True)
 @pytest.mark.parametrize("hard", [False, True])
-@pytest.mark.campaign
 def test_reboot(bare_vm: Machine, hard: bool) -> None:
     bare_vm.push("/root/here", "one")
     bare_vm.run(["sync"])
@@ -159,12 +150,10 @@ def test_reboot(bare_vm: Machine, hard: bool) -> None:
     assert abs(bare_vm.clock() - time.time()) < 3
 
 
-@pytest.mark.campaign
 def test_package_is_installed(vm: Machine) -> None:
     assert "Status: install ok installed" in vm.run(["dpkg", "--status", "cryptbackd"]).out
 
 
-@pytest.mark.campaign
 def test_layer_brings_its_stick(enrolled: Machine) -> None:
     enrolled.run(["systemctl", "mask", "--runtime", "--now", "cryptbackd"])
     stick = enrolled.stick("main")

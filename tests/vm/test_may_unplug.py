@@ -8,19 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.machine import Fault, Machine
-from tests.vm.failing import (
-    Hold,
-    ended,
-    first_is_whole,
-    listing,
-    mark,
-    nothing_left,
-    status,
-    succeeds_next,
-    wait_end,
-)
+from tests.vm.container import listing
+from tests.vm.failing import Hold, first_is_whole, nothing_left, succeeds_next, tells
+from tests.vm.runs import MIB, drive, ended, now
 
-MIB = 1 << 20
 MAY = "You may unplug home now."
 NOT_PROVEN = "It was not proven that home may be unplugged."
 DRIVE_BREAKS = (
@@ -52,10 +43,10 @@ def test_drive_mounted_out_of_sight_may_not_be_unplugged(enrolled: Machine) -> N
     vm.run(["cat", "/run/elsewhere"])
     vm.expect_leftovers(f"^mount of {stick.partition} on /mnt ")
     syncing.go_on()
-    ended(vm, "is still in use: another program has it mounted out of our sight")
+    tells(vm, "is still in use: another program has it mounted out of our sight")
     assert vm.journal(MESSAGE=NOT_PROVEN)
     assert not vm.journal(MESSAGE=MAY)
-    assert not status(vm)["safe"]
+    assert not drive(vm)["safe"]
 
     vm.expected_leftovers.clear()
     vm.run(["pkill", "-x", "sleep"])
@@ -72,7 +63,6 @@ def test_drive_mounted_out_of_sight_may_not_be_unplugged(enrolled: Machine) -> N
         pytest.param("locking", Fault("flush"), id="flushes"),
     ],
 )
-@pytest.mark.campaign
 def test_drive_that_fails_may_not_be_unplugged(
     enrolled: Machine, moment: str, fault: Fault
 ) -> None:
@@ -90,13 +80,13 @@ def test_drive_that_fails_may_not_be_unplugged(
         held = later.wait()
     stick.fail(fault)
     held.go_on()
-    end = wait_end(vm)
+    end = ended(vm)
     nothing_left(vm)
     assert end["CRYPTBACK_OUTCOME"] == "failed"
     assert "Input/output error" in end["MESSAGE"] or "turned read-only" in end["MESSAGE"]
     assert vm.journal(MESSAGE=NOT_PROVEN)
     assert not vm.journal(MESSAGE=MAY)
-    assert not status(vm)["safe"]
+    assert not drive(vm)["safe"]
 
     stick.fail()
     succeeds_next(vm)
@@ -106,7 +96,6 @@ def test_drive_that_fails_may_not_be_unplugged(
 @pytest.mark.parametrize(
     "count", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 5))]
 )
-@pytest.mark.campaign
 def test_nothing_is_written_after_you_may_unplug(enrolled: Machine, count: int) -> None:
     """What is on the drive at that moment is what is on it for good.
 
@@ -119,11 +108,11 @@ def test_nothing_is_written_after_you_may_unplug(enrolled: Machine, count: int) 
     syncing = hold.wait()
     stick.throttle(2 * MIB)
     syncing.go_on()
-    since = mark(vm)
+    since = now(vm)
     vm.wait_journal(f"^{MAY}$", since=since, CRYPTBACK_DRIVE="home")
     at_that_moment = digest(stick.path)
     writes = written(vm)
-    end = wait_end(vm, since=since)
+    end = ended(vm, since=since)
     assert end["CRYPTBACK_OUTCOME"] == "done"
     assert written(vm) == writes
     stick.pull()

@@ -56,7 +56,6 @@ def finished(vm: Machine) -> Entry:
     return vm.wait_journal("^home: finished", CRYPTBACK_DRIVE="home", timeout=150)
 
 
-@pytest.mark.campaign
 def test_package_needs_nothing_but_debian() -> None:
     """Every dependency is a Debian package (the machine is installed without any other)."""
     field = subprocess.run(
@@ -70,14 +69,12 @@ def test_package_needs_nothing_but_debian() -> None:
         assert name in field
 
 
-@pytest.mark.campaign
 def test_service_is_enabled_and_active(vm: Machine) -> None:
     shown = vm.run("systemctl is-enabled cryptbackd; systemctl is-active cryptbackd").out
     assert shown.split() == ["enabled", "active"]
     assert vm.run("systemd-analyze verify --man=no cryptbackd.service 2>&1").out == ""
 
 
-@pytest.mark.campaign
 def test_service_has_watchdog_sweep_and_orderly_stop(vm: Machine) -> None:
     wanted = {
         "Type": "notify",
@@ -98,7 +95,6 @@ def test_service_has_watchdog_sweep_and_orderly_stop(vm: Machine) -> None:
     vm.run(["systemd-analyze", "security", "--no-pager", "--threshold=40", "cryptbackd"])
 
 
-@pytest.mark.campaign
 def test_call_on_the_bus_starts_only_an_enabled_service(vm: Machine) -> None:
     vm.run(["systemctl", "stop", "cryptbackd"])
     assert vm.run(["cryptback", "status"], user="me").out
@@ -110,14 +106,12 @@ def test_call_on_the_bus_starts_only_an_enabled_service(vm: Machine) -> None:
     assert properties(vm, "ActiveState") == {"ActiveState": "inactive"}
 
 
-@pytest.mark.campaign
 def test_udev_rules_are_sound(vm: Machine) -> None:
     rules = "/usr/lib/udev/rules.d/75-cryptbackd.rules"
     told = vm.run(["udevadm", "verify", "--no-summary", rules])
     assert told.out + told.err == ""
 
 
-@pytest.mark.campaign
 def test_udev_keeps_desktops_off_known_drives_alone(enrolled: Machine) -> None:
     vm = enrolled
     other = vm.stick("other", size=64 << 20, fs="vfat")
@@ -134,7 +128,6 @@ def test_udev_keeps_desktops_off_known_drives_alone(enrolled: Machine) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.campaign
 def test_masked_service_is_off(enrolled: Machine) -> None:
     vm = enrolled
     vm.expect_journal("cryptbackd.service: Unit .*masked|is masked")
@@ -149,7 +142,6 @@ def test_masked_service_is_off(enrolled: Machine) -> None:
     }
 
 
-@pytest.mark.campaign
 def test_modules_are_loaded_at_boot(vm: Machine) -> None:
     vm.run("systemctl stop cryptbackd && modprobe --remove dm_crypt loop")
     assert vm.run("ls -d /sys/module/loop /sys/module/dm_crypt", check=False).out == ""
@@ -157,7 +149,6 @@ def test_modules_are_loaded_at_boot(vm: Machine) -> None:
     assert vm.run("ls -d /sys/module/loop /sys/module/dm_crypt").out.count("\n") == 2
 
 
-@pytest.mark.campaign
 def test_tmpfiles_make_what_the_service_may_write_to(vm: Machine) -> None:
     vm.run("rm -r /run/cryptsetup /run/systemd/ask-password")
     vm.run(["systemd-tmpfiles", "--create", "cryptbackd.conf"])
@@ -165,7 +156,6 @@ def test_tmpfiles_make_what_the_service_may_write_to(vm: Machine) -> None:
     assert shown == "700 root:root /run/cryptsetup\n755 root:root /run/systemd/ask-password\n"
 
 
-@pytest.mark.campaign
 def test_journal_entries_are_explained(enrolled: Machine) -> None:
     """Each `MESSAGE_ID` has its text in the catalog, and `journalctl -x` shows it."""
     vm = enrolled
@@ -184,7 +174,6 @@ def test_journal_entries_are_explained(enrolled: Machine) -> None:
     assert "-- Nothing is to be done. The drive may be pulled now." in shown
 
 
-@pytest.mark.campaign
 def test_man_pages_tell_of_every_command(vm: Machine) -> None:
     """The machine has no manual pages, so they are looked at in the package."""
     vm.push("/var/cache/cryptbackd.deb", layers.package().read_bytes())
@@ -205,7 +194,6 @@ def test_man_pages_tell_of_every_command(vm: Machine) -> None:
         assert f"\n.It Cm {command}" in pages["man1/cryptback.1"], command
 
 
-@pytest.mark.campaign
 def test_ordinary_user_may_look(enrolled: Machine) -> None:
     vm = enrolled
     assert vm.run(["cryptback", "status"], user="me").out.startswith("home  not plugged in")
@@ -213,7 +201,6 @@ def test_ordinary_user_may_look(enrolled: Machine) -> None:
     assert "done" in vm.run(["cryptback", "history", "home"], user="me").out
 
 
-@pytest.mark.campaign
 def test_ordinary_user_may_not_act(enrolled: Machine) -> None:
     vm = enrolled
     stick = vm.stick("main")
@@ -238,7 +225,6 @@ def test_ordinary_user_may_not_act(enrolled: Machine) -> None:
     assert not stick.plugged
 
 
-@pytest.mark.campaign
 def test_ordinary_user_may_not_be_the_service(vm: Machine) -> None:
     vm.run(["systemctl", "disable", "--now", "cryptbackd"])
     refused = vm.run(["python3", "-I", "-"], input=OWN_THE_NAME.encode(), user="me", check=False)
@@ -247,7 +233,6 @@ def test_ordinary_user_may_not_be_the_service(vm: Machine) -> None:
     assert vm.run(["python3", "-I", "-"], input=OWN_THE_NAME.encode()).code == 0
 
 
-@pytest.mark.campaign
 def test_purge_keeps_the_headers_and_says_so(enrolled: Machine) -> None:
     vm = enrolled
     told = vm.run("dpkg --purge cryptbackd 2>&1", timeout=120).out
@@ -263,14 +248,12 @@ def test_purge_keeps_the_headers_and_says_so(enrolled: Machine) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.campaign
 def test_purge_without_a_drive_leaves_nothing(vm: Machine) -> None:
     told = vm.run("dpkg --purge cryptbackd 2>&1", timeout=120).out
     assert "kept" not in told
     assert vm.run(OURS).out == ""
 
 
-@pytest.mark.campaign
 def test_upgrade_does_not_run_a_finished_insertion_again(enrolled: Machine) -> None:
     vm = enrolled
     stick = vm.stick("main")
@@ -288,7 +271,6 @@ def test_upgrade_does_not_run_a_finished_insertion_again(enrolled: Machine) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.campaign
 def test_upgrade_takes_an_interrupted_run_up_again(enrolled: Machine) -> None:
     vm = enrolled
     vm.run("head -c 60M /dev/urandom > /home/me/big && chown me: /home/me/big")
@@ -304,7 +286,6 @@ def test_upgrade_takes_an_interrupted_run_up_again(enrolled: Machine) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.campaign
 def test_reinstall_after_purge_opens_the_old_backup(enrolled: Machine) -> None:
     """The kept header and the entry, put back, are all that is needed."""
     vm = enrolled

@@ -79,7 +79,6 @@ def test_an_interrupted_insertion_is_taken_up_again(enrolled: Machine) -> None:
     assert [run["interrupted"] for run in history(enrolled)[:2]] == [False, True]
 
 
-@pytest.mark.campaign
 def test_a_drive_that_was_in_before_the_daemon_started(enrolled: Machine) -> None:
     enrolled.run(["systemctl", "mask", "--now", "--runtime", UNIT])
     enrolled.stick("main").plug()
@@ -91,7 +90,6 @@ def test_a_drive_that_was_in_before_the_daemon_started(enrolled: Machine) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.campaign
 def test_a_drive_that_was_in_at_boot(enrolled: Machine) -> None:
     stick = enrolled.stick("main")
     stick.plug()
@@ -103,7 +101,6 @@ def test_a_drive_that_was_in_at_boot(enrolled: Machine) -> None:
     assert outcomes(enrolled) == ["done", "done"]
 
 
-@pytest.mark.campaign
 def test_a_partition_that_appears_late(enrolled: Machine) -> None:
     stick = enrolled.stick("main")
     with open(stick.path, "r+b") as file:
@@ -118,7 +115,6 @@ def test_a_partition_that_appears_late(enrolled: Machine) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.campaign
 def test_a_partition_that_goes_and_comes_back_is_the_same_insertion(enrolled: Machine) -> None:
     stick = enrolled.stick("main")
     stick.plug()
@@ -131,7 +127,6 @@ def test_a_partition_that_goes_and_comes_back_is_the_same_insertion(enrolled: Ma
     assert outcomes(enrolled) == ["done"]
 
 
-@pytest.mark.campaign
 def test_a_filesystem_on_the_whole_disk(enrolled: Machine) -> None:
     """The filesystem of the enrolled drive, moved to a disk without partitions."""
     partitioned = enrolled.stick("main")
@@ -148,7 +143,6 @@ def test_a_filesystem_on_the_whole_disk(enrolled: Machine) -> None:
 @pytest.mark.parametrize(
     "fs", ["vfat", *(pytest.param(fs, marks=pytest.mark.slow) for fs in OTHER)]
 )
-@pytest.mark.campaign
 def test_an_unknown_drive_is_ignored_without_a_trace(enrolled: Machine, fs: str | None) -> None:
     stick = enrolled.stick("other", size=128 * MIB, fs=fs, partitioned=fs == "ext4")
     stick.plug()
@@ -188,7 +182,6 @@ def test_two_entries_on_one_drive_run_one_after_the_other(enrolled: Machine) -> 
     assert len(runs) == 2, "the lines of two runs are mixed"
 
 
-@pytest.mark.campaign
 def test_two_sticks_with_the_same_uuid_are_refused(enrolled: Machine) -> None:
     """Which of them is the enrolled one can't be known; with one alone it goes on."""
     original = enrolled.stick("main")
@@ -210,7 +203,6 @@ def test_two_sticks_with_the_same_uuid_are_refused(enrolled: Machine) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.campaign
 def test_a_second_stick_with_the_same_uuid_leaves_the_run_of_the_first_alone(
     enrolled: Machine,
 ) -> None:
@@ -229,7 +221,6 @@ def test_a_second_stick_with_the_same_uuid_leaves_the_run_of_the_first_alone(
     assert any("not as this computer remembers it" in told for told in drive(enrolled)["warnings"])
 
 
-@pytest.mark.campaign
 def test_disabled_still_starts_on_plug(enrolled: Machine) -> None:
     enrolled.run(["systemctl", "disable", "--now", UNIT])
     enrolled.stick("main").plug()

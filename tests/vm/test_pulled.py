@@ -9,23 +9,18 @@ import pytest
 from tests.machine import Machine
 from tests.machine.enroll import credential, init
 from tests.machine.stick import copy_sparse
+from tests.vm.container import listing, opened
 from tests.vm.failing import (
-    ByHand,
+    KERNEL_MISSES_IT,
     Hold,
-    ended,
     first_is_whole,
-    listing,
     seconds_until_nothing_is_left,
     succeeds_next,
-    wait_status,
+    tells,
 )
+from tests.vm.runs import MIB, PATIENCE, copied, drive, news, wait_news
 
-MIB = 1 << 20
 PULLED = "The drive was pulled out in the middle of the backup; the last complete version is whole."
-KERNEL_MISSES_IT = (
-    "^kernel: .*(I/O error|device offline|Synchronize Cache|Aborting journal|JBD2|lost"
-    "|EXT4-fs|BTRFS|FAT-fs|exFAT-fs|FAT read failed|bread failed)"
-)
 QUESTION = "until grep -qs Id=cryptback:home /run/systemd/ask-password/ask.*; do sleep 0.1; done"
 
 
@@ -35,10 +30,10 @@ def pull(vm: Machine) -> None:
     vm.expect_journal(KERNEL_MISSES_IT)
     vm.stick("main").pull()
     assert seconds_until_nothing_is_left(vm) < 5
-    ended(vm, PULLED)
+    tells(vm, PULLED)
 
 
-def pulled_in_mid_sync(vm: Machine, options: str = "") -> None:
+def pulled_in_mid_sync(vm: Machine, options: tuple[str, ...] = ()) -> None:
     """Pull it while it takes more data than memory is to hold for it, and plug it in again."""
     files = listing(vm, "/home/me")
     vm.run("mkdir /home/me/more && head -c 48M /dev/urandom > /home/me/more/big")
@@ -48,14 +43,13 @@ def pulled_in_mid_sync(vm: Machine, options: str = "") -> None:
     syncing = hold.wait()
     stick.throttle(2 * MIB)
     syncing.go_on()
-    wait_status(vm, f"phase == 'syncing' and done > {2 * MIB}")
+    news(vm, copied(2 * MIB)).wait(timeout=PATIENCE)
     pull(vm)
     succeeds_next(vm)
     names = first_is_whole(vm, files, options)
     assert len(names) == 2
 
 
-@pytest.mark.campaign
 def test_pulled_in_mid_sync(enrolled: Machine) -> None:
     pulled_in_mid_sync(enrolled)
 
@@ -65,7 +59,6 @@ def test_pulled_in_mid_sync(enrolled: Machine) -> None:
     ("outside", "inside"),
     [("ext4", "ext4"), *((fs, inner) for fs in ("vfat", "exfat") for inner in ("btrfs", "ext4"))],
 )
-@pytest.mark.campaign
 def test_pulled_in_mid_sync_with_other_filesystems(vm: Machine, outside: str, inside: str) -> None:
     vm.run("mkdir /home/me/letters && echo hello > /home/me/letters/first && chown -R me: /home/me")
     credential(vm, "home")
@@ -76,7 +69,6 @@ def test_pulled_in_mid_sync_with_other_filesystems(vm: Machine, outside: str, in
     pulled_in_mid_sync(vm)
 
 
-@pytest.mark.campaign
 def test_pulled_while_unlocking(enrolled: Machine) -> None:
     vm = enrolled
     files = listing(vm, "/home/me")
@@ -88,7 +80,6 @@ def test_pulled_while_unlocking(enrolled: Machine) -> None:
     first_is_whole(vm, files)
 
 
-@pytest.mark.campaign
 def test_pulled_while_a_passphrase_is_asked_for(enrolled: Machine) -> None:
     """The question goes away with the drive."""
     vm = enrolled
@@ -104,7 +95,6 @@ def test_pulled_while_a_passphrase_is_asked_for(enrolled: Machine) -> None:
 @pytest.mark.parametrize(
     "count", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 5))]
 )
-@pytest.mark.campaign
 def test_pulled_right_after_you_may_unplug_all_is_there(
     enrolled: Machine, bare_vm: Machine, count: int
 ) -> None:
@@ -118,7 +108,7 @@ def test_pulled_right_after_you_may_unplug_all_is_there(
     stick.pull()
     copy_sparse(stick.path, bare_vm.stick_path("main"))
     bare_vm.stick("main").plug()
-    with ByHand(bare_vm) as container:
+    with opened(bare_vm) as container:
         names = container.versions()
         assert len(names) == 2
         assert container.listing(names[1]) == listing(vm, "/home/me")
@@ -137,15 +127,13 @@ def hanging(vm: Machine) -> None:
     stick.throttle(1)
     syncing.go_on()
     vm.wait_journal("^home: The drive does not answer", CRYPTBACK_DRIVE="home", timeout=90)
-    drive = wait_status(vm, "state == 'not-answering'")
-    assert not drive["safe"]
+    assert not wait_news(vm, '"state": "not-answering"')["safe"]
     assert "does not answer" in vm.run(["cryptback", "status"]).out
     service = "systemctl show --property=StatusText --value cryptbackd"
     assert "home: the drive does not answer" in vm.run(service).out
     assert not vm.journal(MESSAGE="You may unplug home now.")
 
 
-@pytest.mark.campaign
 def test_hanging_drive_is_told_and_can_be_pulled(enrolled: Machine) -> None:
     vm = enrolled
     files = listing(vm, "/home/me")
@@ -156,7 +144,6 @@ def test_hanging_drive_is_told_and_can_be_pulled(enrolled: Machine) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.campaign
 def test_hanging_drive_harms_no_other_and_goes_on_when_it_answers(enrolled: Machine) -> None:
     vm = enrolled
     vm.run("mkdir -p /srv/other && echo 1 > /srv/other/file")
@@ -170,9 +157,9 @@ def test_hanging_drive_harms_no_other_and_goes_on_when_it_answers(enrolled: Mach
     started = time.monotonic()
     succeeds_next(vm, "other", "other")
     assert time.monotonic() - started < 60
-    assert wait_status(vm, "True")["state"] == "not-answering"
+    assert drive(vm)["state"] == "not-answering"
     vm.stick("main").throttle(0)
     vm.wait_journal("^home: The drive answers again", CRYPTBACK_DRIVE="home")
-    end = ended(vm, "", outcome="done", timeout=120)
+    end = tells(vm, "", outcome="done", timeout=120)
     assert end["MESSAGE"].startswith("home: finished: ")
     assert vm.journal(MESSAGE="You may unplug home now.")

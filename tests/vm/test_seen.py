@@ -76,7 +76,6 @@ def test_the_status_line_tells_what_goes_on(enrolled: Machine) -> None:
     assert status_text(enrolled, "idle") == "idle, 1 drive known, last backup of home just now"
 
 
-@pytest.mark.campaign
 def test_the_journal_tells_the_run_in_sentences(enrolled: Machine) -> None:
     enrolled.stick("main").plug()
     ended(enrolled)
@@ -95,7 +94,6 @@ def test_the_journal_tells_the_run_in_sentences(enrolled: Machine) -> None:
         assert re.fullmatch(pattern, message), message
 
 
-@pytest.mark.campaign
 def test_the_journals_entries_have_their_fields(enrolled: Machine) -> None:
     enrolled.stick("main").plug()
     ended(enrolled)
@@ -115,7 +113,6 @@ def test_the_journals_entries_have_their_fields(enrolled: Machine) -> None:
     assert "░░ Subject: " in explained.out
 
 
-@pytest.mark.campaign
 def test_the_outcome_is_told_when_everything_is_locked(enrolled: Machine) -> None:
     """The kernel's own event of the mapping's end is older than the line in the journal."""
     watcher = enrolled.spawn("exec udevadm monitor --kernel --subsystem-match=block > /tmp/events")
@@ -136,7 +133,6 @@ def test_the_outcome_is_told_when_everything_is_locked(enrolled: Machine) -> Non
     assert max(float(when) for when, _what, _node in events) < told[last["MESSAGE"]]
 
 
-@pytest.mark.campaign
 def test_status_shows_the_drives(enrolled: Machine) -> None:
     absent = enrolled.run(["cryptback", "status"]).out
     assert re.fullmatch(r"home  not plugged in, last run .*: done\n", absent)
@@ -154,7 +150,6 @@ def test_status_shows_the_drives(enrolled: Machine) -> None:
     assert refusal(enrolled, "status", "nobody")[0] == 10
 
 
-@pytest.mark.campaign
 def test_status_watch_follows_a_run(enrolled: Machine) -> None:
     random_files(enrolled, 4, 8)
     stick = enrolled.stick("main")
@@ -190,7 +185,6 @@ def test_status_watch_follows_a_run(enrolled: Machine) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.campaign
 def test_watch_shows_a_bar_on_a_terminal(enrolled: Machine) -> None:
     enrolled.stick("main").plug()
     ended(enrolled)
@@ -224,7 +218,6 @@ def test_history_lists_the_runs(enrolled: Machine) -> None:
     assert [run["id"] for run in json.loads(shown)["runs"]] == [last["id"]]
 
 
-@pytest.mark.campaign
 def test_run_backs_up_and_ends_with_0(enrolled: Machine) -> None:
     stick = enrolled.stick("main")
     stick.plug()
@@ -280,7 +273,6 @@ def test_cancel_stops_a_run_and_tells_who_waits_for_it(enrolled: Machine) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.campaign
 def test_ctrl_c_cancels_a_run_in_order(enrolled: Machine) -> None:
     enrolled.stick("main").plug()
     ended(enrolled)
@@ -291,7 +283,6 @@ def test_ctrl_c_cancels_a_run_in_order(enrolled: Machine) -> None:
     assert outcomes(enrolled) == ["done", "cancelled"]
 
 
-@pytest.mark.campaign
 def test_anybody_may_look_and_only_root_may_act(enrolled: Machine) -> None:
     enrolled.stick("main").plug()
     ended(enrolled)
@@ -314,7 +305,6 @@ def test_anybody_may_look_and_only_root_may_act(enrolled: Machine) -> None:
     assert begun(enrolled) == 1
 
 
-@pytest.mark.campaign
 def test_a_strangers_text_reaches_no_terminal_and_no_journal_raw(enrolled: Machine) -> None:
     """A file that changes while it is read is named in a warning, however it is called."""
     path = f"/home/me/{EVIL}"
@@ -379,7 +369,6 @@ def test_the_daemon_stays_small(
 
 
 @pytest.mark.slow
-@pytest.mark.campaign
 def test_an_idle_daemon_wakes_up_for_its_watchdog_only(
     enrolled: Machine, record_property: Callable[[str, object], None]
 ) -> None:

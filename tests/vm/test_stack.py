@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.machine import Machine, enroll, layers, oracle
+from tests.vm.container import TREE, opened
 from tests.vm.runs import MIB, Held, ended, go_on, hold, random_files
 
 CAPABILITIES = {
@@ -48,21 +49,6 @@ for pid in sys.argv[1:]:
                 found += data.count(text)
     assert looked > 100_000, looked
     print(found)
-"""
-
-OPEN_BY_HAND = f"""
-set -e
-mkdir -p /mnt/drive /mnt/tree
-mount -o ro "$1" /mnt/drive
-loop=$(losetup --read-only --find --show /mnt/drive/backup.luks)
-echo '{enroll.PASSPHRASE}' | cryptsetup open --readonly "$loop" by-hand
-mount -o ro /dev/mapper/by-hand /mnt/tree
-"""
-CLOSE_BY_HAND = """
-umount /mnt/tree
-cryptsetup close by-hand
-losetup --detach-all
-umount /mnt/drive
 """
 
 
@@ -110,7 +96,6 @@ def stopped() -> Iterator[Stopped]:
         oracle.check(vm)
 
 
-@pytest.mark.campaign
 def test_the_worker_is_in_namespaces_of_its_own(stopped: Stopped) -> None:
     for kind in ("mnt", "pid"):
         own = stopped.namespace(stopped.held.worker, kind)
@@ -118,7 +103,6 @@ def test_the_worker_is_in_namespaces_of_its_own(stopped: Stopped) -> None:
     assert stopped.status(stopped.held.worker)["NSpid"].split()[-1] == "1"
 
 
-@pytest.mark.campaign
 def test_nothing_that_the_worker_mounts_is_seen_outside(stopped: Stopped) -> None:
     assert f"{WORKSPACE}/tree" in stopped.mounts(stopped.held.worker)
     for pid in (1, stopped.held.daemon):
@@ -126,7 +110,6 @@ def test_nothing_that_the_worker_mounts_is_seen_outside(stopped: Stopped) -> Non
     assert stopped.vm.run(["ls", "-A", WORKSPACE]).out == ""
 
 
-@pytest.mark.campaign
 def test_what_is_mounted_outside_later_reaches_the_worker_but_not_the_reverse(
     stopped: Stopped,
 ) -> None:
@@ -141,7 +124,6 @@ def test_what_is_mounted_outside_later_reaches_the_worker_but_not_the_reverse(
     stopped.vm.run([*enter, "umount", "/mnt/later"])
 
 
-@pytest.mark.campaign
 def test_the_loop_device_goes_by_itself_and_writes_directly(stopped: Stopped) -> None:
     assert stopped.read("/sys/block/loop0/loop/backing_file") == f"{WORKSPACE}/drive/backup.luks\n"
     assert stopped.read("/sys/block/loop0/loop/autoclear") == "1\n"
@@ -149,21 +131,18 @@ def test_the_loop_device_goes_by_itself_and_writes_directly(stopped: Stopped) ->
     assert stopped.read("/sys/block/loop0/loop/partscan") == "0\n"
 
 
-@pytest.mark.campaign
 def test_the_mapping_is_armed(stopped: Stopped) -> None:
     """It is marked for removal at its last close, and only the worker and the mount hold it."""
     assert "(DEFERRED REMOVE)" in stopped.vm.run(["dmsetup", "info", "cryptback-home"]).out
     assert stopped.vm.run("ls /sys/block/dm-0/slaves").out == "loop0\n"
 
 
-@pytest.mark.campaign
 def test_the_mapping_has_the_table_of_the_stored_header(stopped: Stopped) -> None:
     table = stopped.vm.run(["dmsetup", "table", "cryptback-home"]).out.split()
     assert table[2:4] == ["crypt", "aes-xts-plain64"]
     assert "sector_size:4096" in table
 
 
-@pytest.mark.campaign
 def test_mounts_follow_nothing_and_run_nothing(stopped: Stopped) -> None:
     mounts = stopped.mounts(stopped.held.worker)
     safe = {"nosuid", "nodev", "noexec"}
@@ -171,7 +150,6 @@ def test_mounts_follow_nothing_and_run_nothing(stopped: Stopped) -> None:
     assert {*safe, "nosymfollow"} <= set(mounts[f"{WORKSPACE}/drive"])
 
 
-@pytest.mark.campaign
 def test_the_drives_dirty_pages_are_capped(stopped: Stopped) -> None:
     number = stopped.read(f"/sys/class/block/{stopped.disk.removeprefix('/dev/')}/dev").strip()
     inside = stopped.vm.run("ls -d /sys/class/bdi/btrfs-*").out.strip()
@@ -181,7 +159,6 @@ def test_the_drives_dirty_pages_are_capped(stopped: Stopped) -> None:
         assert 0 < int(stopped.read(f"{bdi}/max_bytes")) < 36 * MIB
 
 
-@pytest.mark.campaign
 def test_the_reader_sees_nothing_but_usr_and_the_sources(stopped: Stopped) -> None:
     root = f"/proc/{stopped.held.reader}/root"
     links = {"bin", "sbin", "lib", "lib32", "lib64"}
@@ -196,7 +173,6 @@ def test_the_reader_sees_nothing_but_usr_and_the_sources(stopped: Stopped) -> No
     assert [place for place, options in mounts.items() if "ro" not in options] in ([], ["/"])
 
 
-@pytest.mark.campaign
 def test_the_reader_can_read_everything_and_do_nothing_else(stopped: Stopped) -> None:
     status = stopped.status(stopped.held.reader)
     assert int(status["CapEff"], 16) == READ_ALL
@@ -205,7 +181,6 @@ def test_the_reader_can_read_everything_and_do_nothing_else(stopped: Stopped) ->
     assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
 
 
-@pytest.mark.campaign
 def test_the_reader_is_in_namespaces_of_its_own(stopped: Stopped) -> None:
     for kind in ("mnt", "pid"):
         own = stopped.namespace(stopped.held.reader, kind)
@@ -213,7 +188,6 @@ def test_the_reader_is_in_namespaces_of_its_own(stopped: Stopped) -> None:
 
 
 @pytest.mark.parametrize("place", ["/source/home/me", "/source/etc", "/source", "/usr"])
-@pytest.mark.campaign
 def test_not_even_root_could_write_where_the_reader_is(stopped: Stopped, place: str) -> None:
     """With all rights, but in the reader's mount namespace."""
     enter = ["nsenter", f"--target={stopped.held.reader}", "--mount", "--root"]
@@ -223,7 +197,6 @@ def test_not_even_root_could_write_where_the_reader_is(stopped: Stopped, place: 
     assert stopped.vm.run([*enter, "/usr/bin/ls", place]).code == 0
 
 
-@pytest.mark.campaign
 def test_no_process_has_read_the_passphrase(stopped: Stopped) -> None:
     """It went from the credential to cryptsetup; neither daemon, worker nor rsync has it."""
     command = ["python3", "-I", "-c", SEARCH_MEMORY]
@@ -235,7 +208,6 @@ def test_no_process_has_read_the_passphrase(stopped: Stopped) -> None:
     assert found == ["0"] * len(pids)
 
 
-@pytest.mark.campaign
 def test_no_descriptor_leaks(stopped: Stopped) -> None:
     """The reader has its three ends, the writer no device; nobody holds a key's pipe or file."""
     listing = "for p; do for f in /proc/$p/fd/*; do echo $p ${f##*/} $(readlink $f); done; done"
@@ -251,7 +223,6 @@ def test_no_descriptor_leaks(stopped: Stopped) -> None:
     assert devices == {stopped.held.worker}
 
 
-@pytest.mark.campaign
 def test_the_services_settings_are_effective(stopped: Stopped) -> None:
     wanted = sum(1 << bit for bit in CAPABILITIES.values())
     for pid in (stopped.held.daemon, stopped.held.stub, stopped.held.worker, stopped.held.writer):
@@ -272,7 +243,6 @@ def test_the_services_settings_are_effective(stopped: Stopped) -> None:
         "/home/new",
     ],
 )
-@pytest.mark.campaign
 def test_the_worker_cant_write_to_the_system(stopped: Stopped, path: str) -> None:
     worker = stopped.held.worker
     enter = ["nsenter", f"--target={worker}", "--mount", "/bin/sh", "-c"]
@@ -281,7 +251,6 @@ def test_the_worker_cant_write_to_the_system(stopped: Stopped, path: str) -> Non
     assert "Read-only file system" in tried.err
 
 
-@pytest.mark.campaign
 def test_the_worker_cant_open_the_systems_disk(stopped: Stopped) -> None:
     """The service's device policy: what joins its control group can't either."""
     group = stopped.vm.run(["systemctl", "show", "-P", "ControlGroup", "cryptbackd"]).out.strip()
@@ -291,7 +260,6 @@ def test_the_worker_cant_open_the_systems_disk(stopped: Stopped) -> None:
     stopped.vm.run(["/bin/sh", "-c", script, "sh", stopped.disk])
 
 
-@pytest.mark.campaign
 def test_a_partition_that_is_luks_itself_needs_no_loop_device(enrolled: Machine) -> None:
     random_files(enrolled, 4, 4)
     stick = enrolled.stick("bare", size=96 * MIB, partitioned=True)
@@ -313,26 +281,24 @@ def test_a_partition_that_is_luks_itself_needs_no_loop_device(enrolled: Machine)
     assert "You may unplug bare now." in told
 
 
-@pytest.mark.campaign
 def test_a_version_is_a_read_only_snapshot_with_its_record(enrolled: Machine) -> None:
     stick = enrolled.stick("main")
     stick.plug()
     started = time.time()
     ended(enrolled)
-    enrolled.run(["/bin/sh", "-c", OPEN_BY_HAND, "sh", stick.partition])
-    names, read_only, identity = [], [], []
-    for name in enrolled.run(["ls", "/mnt/tree/versions"]).out.split():
-        if not name.endswith(".json"):
-            path = f"/mnt/tree/versions/{name}"
-            names.append(name)
-            read_only.append(enrolled.run(["btrfs", "property", "get", path, "ro"]).out)
-            identity.append(enrolled.run(["stat", "-c", "%i", path]).out)
-    records: list[dict[str, Any]] = [
-        json.loads(enrolled.pull(f"/mnt/tree/versions/{name}.json")) for name in names
-    ]
-    files = int(enrolled.run(f"find /mnt/tree/versions/{names[1]} -mindepth 1 | wc -l").out)
-    entry = enrolled.pull("/etc/cryptback/drives.d/home.toml").decode()
-    enrolled.run(CLOSE_BY_HAND)
+    with opened(enrolled):
+        names, read_only, identity = [], [], []
+        for name in enrolled.run(["ls", f"{TREE}/versions"]).out.split():
+            if not name.endswith(".json"):
+                path = f"{TREE}/versions/{name}"
+                names.append(name)
+                read_only.append(enrolled.run(["btrfs", "property", "get", path, "ro"]).out)
+                identity.append(enrolled.run(["stat", "-c", "%i", path]).out)
+        records: list[dict[str, Any]] = [
+            json.loads(enrolled.pull(f"{TREE}/versions/{name}.json")) for name in names
+        ]
+        files = int(enrolled.run(f"find {TREE}/versions/{names[1]} -mindepth 1 | wc -l").out)
+        entry = enrolled.pull("/etc/cryptback/drives.d/home.toml").decode()
 
     assert len(names) == 2
     assert read_only == ["ro=true\n"] * 2

@@ -118,7 +118,7 @@ def container(drive: Outer, path: str) -> Iterator[int]:
             "Was it moved or renamed? Put it back, or change `container` in the entry.",
         ) from None
     except OSError as exc:
-        if exc.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+        if exc.errno in (errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENXIO):
             raise _not_a_plain_file(path) from exc
         raise DriveFailed(
             f'The container "{printable(path)}" can\'t be opened: {exc.strerror}.'
