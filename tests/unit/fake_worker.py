@@ -57,6 +57,8 @@ def _do(sock: socket.socket, script: list[Any]) -> None:
                 break
             case ["ignore"]:
                 select.select([sock], [], [])
+            case ["fail", error]:
+                result = RunResult(Outcome.FAILED, "It failed.", error=error)
             case ["die"]:
                 os.kill(os.getpid(), signal.SIGKILL)
             case ["hang"]:

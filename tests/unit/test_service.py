@@ -253,6 +253,21 @@ def test_a_pulled_drive_ends_its_worker_at_once(play: Play, gone: str) -> None:
     play(scene)
 
 
+def test_errors_of_a_drive_that_was_pulled_are_told_as_the_pull(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.script = [["phase", "syncing"], ["fail", "DriveFailed"]]
+        world.service.arrived(stick())
+        await world.phase(Phase.SYNCING)
+        (job,) = world.service.supervisor.running()
+        while job.finished is None:
+            await asyncio.sleep(0.01)
+        world.service.left("/dev/sdx")
+        result = await world.result()
+        assert (result.outcome, result.error) == (Outcome.FAILED, "DriveAbsent")
+
+    play(scene)
+
+
 def test_a_drive_that_powers_itself_off_was_not_pulled(play: Play) -> None:
     async def scene(world: World) -> None:
         world.script = [["phase", "powering-off"], ["sleep", 0.3]]

@@ -421,12 +421,18 @@ def test_nobody_but_cryptsetup_reads_the_passphrase(enrolled: Machine) -> None:
     vm.stick("main").plug()
     assert ended(vm, timeout=280)["CRYPTBACK_OUTCOME"] == "done"
     program: dict[str, str] = {}
-    readers = set()
+    read: dict[str, str] = {}
     for line in traced(vm, watching).splitlines():
         pid, _, call = line.partition(" ")
         if begun := re.match(r' *execve\("([^"]+)"', call):
             program[pid] = begun[1]
-        elif PASSPHRASE in call:
-            readers.add(program.get(pid, "the daemon or a worker"))
+        elif got := re.search(r'"(.*)"', call):
+            # cryptsetup reads a passphrase byte by byte, so as to read nothing behind it.
+            read[pid] = read.get(pid, "") + got[1]
+    readers = {
+        program.get(pid, "the daemon or a worker")
+        for pid, text in read.items()
+        if PASSPHRASE in text
+    }
     assert "/usr/sbin/cryptsetup" in readers
     assert readers <= {"/usr/sbin/cryptsetup", "/usr/bin/systemd-creds"}

@@ -88,7 +88,6 @@ def test_drive_that_fails_may_not_be_unplugged(
     assert not vm.journal(MESSAGE=MAY)
     assert not drive(vm)["safe"]
 
-    stick.fail()
     succeeds_next(vm)
     first_is_whole(vm, files)
 
@@ -127,6 +126,6 @@ def digest(path: Path) -> str:
 def written(vm: Machine) -> int:
     """How many bytes the computer has ever written to the stick since it was plugged in."""
     shown = vm.monitor.call("query-blockstats")
-    (stick,) = [each for each in shown if each.get("qdev", "").startswith("main")]
+    (stick,) = [each for each in shown if "/main/" in each.get("qdev", "")]
     count: int = stick["stats"]["wr_bytes"]
     return count

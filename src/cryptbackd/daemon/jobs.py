@@ -47,6 +47,8 @@ class Job:
     warnings: list[str] = attrs.field(factory=list)
     stop: StopReason | None = None
     pulled: bool = False
+    left: asyncio.Event = attrs.field(factory=asyncio.Event)
+    """Set when its drive is gone."""
     broke_off: str = ""
     """What it said that was no message, if it was killed for that."""
     answering: bool = True

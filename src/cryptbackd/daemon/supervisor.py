@@ -8,6 +8,7 @@ disk's queue, and nobody else's.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections import deque
@@ -25,6 +26,9 @@ from .keys import Chain, Key, Source, SourceFailed
 from .sweep import sweep
 from .tasks import Tasks
 from .worker_process import WorkerProcess
+
+_UDEV_IS_LATE = 2.0
+"""Seconds between the first errors of a drive that is pulled and udev's event, at most."""
 
 
 @attrs.define
@@ -100,6 +104,7 @@ class Supervisor:
         for job in self.jobs():
             if node not in (job.device.node, job.device.disk):
                 continue
+            job.left.set()
             if job not in self._running.values():
                 self._queues[job.device.diskseq].remove(job)
                 self._drop(job, jobs.absent_result())
@@ -189,6 +194,9 @@ class Supervisor:
         self._stop_asking(job)
         if job.finished is not None:
             result = job.finished
+            if result.error == "DriveFailed" and await self._has_left(job):
+                result = jobs.pulled_result(job)
+                result.warnings = list(job.warnings)
             job.interrupted = (
                 result.outcome is Outcome.CANCELLED and job.stop is StopReason.SERVICE_STOP
             )
@@ -200,6 +208,12 @@ class Supervisor:
         if job.name in self.stuck:
             result.sentence = f"{result.sentence} {' '.join(self.stuck[job.name])}"
         return result
+
+    async def _has_left(self, job: Job) -> bool:
+        """Whether the drive is gone: its errors come before udev tells that it was pulled."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(job.left.wait(), _UDEV_IS_LATE)
+        return job.left.is_set()
 
     def _heard(self, job: Job, message: protocol.Message) -> None:
         match message:

@@ -174,6 +174,7 @@ class _Rsync:
         self._meter: Meter | None = None
         self._fatal: CryptbackError | None = None
         self._warned = 0
+        self._named: set[str] = set()
         self._received = b""
         self._last_words = ""
 
@@ -260,16 +261,16 @@ class _Rsync:
             return
         self._synced.changed_bytes += copy.st_size
         if (copy.st_size, copy.st_mtime_ns) != (source.st_size, source.st_mtime_ns):
-            self._warn(f"{escaped(b'/' + path)} changed while it was read.")
+            self._warn_of(b"/" + path, "changed while it was read.")
 
     def _err(self, raw: bytes) -> None:
         line = raw.decode("utf-8", "surrogateescape")
         if match := _COMPLAINT.match(line):
             self._complaint(match)
         elif match := _VANISHED_FILE.match(line):
-            self._warn(f"{escaped(_at_home(match['path']))} vanished while it was to be read.")
+            self._warn_of(_at_home(match["path"]), "vanished while it was to be read.")
         elif match := _DISCARDED.match(line):
-            self._warn(f"{escaped(match['path'])} changed while it was read and was left out.")
+            self._warn_of(f"/{match['path']}", "changed while it was read and was left out.")
         elif "skipping file deletion" in line:
             self._warn("Nothing was deleted this time, as a directory could not be read.")
         elif line and not line.startswith(("rsync error:", "rsync warning:", "WARNING:")):
@@ -278,9 +279,10 @@ class _Rsync:
     def _complaint(self, match: re.Match[str]) -> None:
         number, why = int(match["errno"]), match["why"]
         if match["side"] == "sender":
-            path = match["path"]
-            what = escaped(_at_home(path)) if path else printable(match["what"].strip())
-            self._warn(f"{what} could not be read: {why}.")
+            if match["path"]:
+                self._warn_of(_at_home(match["path"]), f"could not be read: {why}.")
+            else:
+                self._warn(f"{printable(match['what'].strip())} could not be read: {why}.")
         elif number in _FULL:
             self._fatal = DriveFull(
                 "There is no room left in the container.",
@@ -294,7 +296,14 @@ class _Rsync:
             )
         else:
             path = (match["path"] or "").removeprefix(str(self._job.target))
-            self._warn(f"{escaped(path)} could not be copied in full: {why}.")
+            self._warn_of(path, f"could not be copied in full: {why}.")
+
+    def _warn_of(self, path: str | bytes, what: str) -> None:
+        """Warn of a file, once: rsync tries twice, and then says that it left it out."""
+        name = escaped(path)
+        if name not in self._named:
+            self._named.add(name)
+            self._warn(f"{name} {what}")
 
     def _warn(self, sentence: str) -> None:
         if not self._dry:
