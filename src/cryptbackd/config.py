@@ -30,7 +30,7 @@ from cattrs.gen import make_dict_structure_fn
 
 from . import paths
 from .errors import ConfigError, UnknownDrive
-from .model import NAME
+from .paths import NAME
 from .text import parse_duration, printable
 
 Duration = NewType("Duration", int)

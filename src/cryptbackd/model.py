@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from enum import StrEnum
 
 import attrs
-
-NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,30}")
-"""What an entry may be called: it becomes a file name, a mapping and a D-Bus argument."""
 
 
 class JobKind(StrEnum):

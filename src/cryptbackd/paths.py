@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,30}")
+"""What an entry may be called: it becomes a file name, a mapping and a D-Bus argument."""
 
 DRIVES_D = Path("/etc/cryptback/drives.d")
 """One file an entry: ``NAME.toml``, see cryptback-drives(5)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,29 +20,42 @@ class Leftovers(AssertionError):
     """A test left something behind, or the journal has complaints that it didn't expect."""
 
 
-def check(vm: Machine, patience: float = PATIENCE) -> None:
-    """Raise `Leftovers` if there are any that the test didn't expect."""
-    deadline = time.monotonic() + patience
-    while True:
-        left, complaints = look(vm)
-        if not left or time.monotonic() > deadline:
-            break
-        time.sleep(0.3)
-    if left or complaints:
+@dataclass(frozen=True)
+class Found:
+    """What is left and what the journal complains about, without what a test expects."""
+
+    left: list[str]
+    complaints: list[str]
+    at: float
+    """When it was looked at (Unix time in the machine)."""
+
+
+def check(vm: Machine, patience: float = PATIENCE) -> float:
+    """Raise `Leftovers` if there are any that the test didn't expect; else when that was seen
+    (Unix time in the machine).
+    """
+    found = look(vm, patience)
+    if found.left or found.complaints:
         raise Leftovers(
             "\n".join(
-                ["left behind in the machine:", *left, "complaints in its journal:", *complaints]
+                [
+                    "left behind in the machine:",
+                    *found.left,
+                    "complaints in its journal:",
+                    *found.complaints,
+                ]
             )
         )
+    return found.at
 
 
-def look(vm: Machine) -> tuple[list[str], list[str]]:
-    """What is left right now, and the complaints since the resume; without what is expected."""
+def look(vm: Machine, patience: float = 0) -> Found:
+    """What is left right now, or still left after so many seconds."""
     # From standard input, not a file: nothing of this is to stay in the machine.
-    found = json.loads(vm.run(["python3", "-I", "-", vm.cursor], input=SCRIPT).out)
-    return _unexpected(found["left"], vm.expected_leftovers), _unexpected(
-        found["complaints"], vm.expected_journal
-    )
+    command = ["python3", "-I", "-", vm.cursor, str(patience)]
+    found = json.loads(vm.run(command, input=SCRIPT).out)
+    left = _unexpected(found["left"], vm.expected_leftovers)
+    return Found(left, _unexpected(found["complaints"], vm.expected_journal), found["at"])
 
 
 def _unexpected(lines: list[str], expected: list[str]) -> list[str]:

@@ -97,7 +97,8 @@ def test_machines_do_not_disturb_each_other(bare_vm: Machine) -> None:
 
 
 def test_oracle_finds_what_is_left(bare_vm: Machine) -> None:
-    assert oracle.look(bare_vm) == ([], [])
+    clean = oracle.look(bare_vm)
+    assert (clean.left, clean.complaints) == ([], [])
     plant = """
         dmsetup create planted --table '0 2048 zero'
         dmsetup udevcreatecookie
@@ -109,15 +110,15 @@ def test_oracle_finds_what_is_left(bare_vm: Machine) -> None:
         logger -p err "something bad"
     """
     bare_vm.run(plant)
-    left, complaints = oracle.look(bare_vm)
+    found = oracle.look(bare_vm)
     for what in (
         "mapping planted",
         "loop device loop0 on /tmp/file",
         "mount of /dev/loop0 on /mnt",
         "udev cookie 0xd4d",
     ):
-        assert any(line.startswith(what) for line in left), (what, left)
-    assert complaints == ["root: something bad"]
+        assert any(line.startswith(what) for line in found.left), (what, found.left)
+    assert found.complaints == ["root: something bad"]
     with pytest.raises(oracle.Leftovers, match="mapping planted"):
         oracle.check(bare_vm, patience=0)
     bare_vm.expect_journal("something bad")

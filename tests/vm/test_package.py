@@ -9,6 +9,7 @@ import pytest
 
 from tests.machine import Machine, layers
 from tests.machine.machine import Entry
+from tests.vm.runs import syncing
 
 BUS = ["busctl", "--quiet", "call", "org.cryptback1", "/org/cryptback1", "org.cryptback1.Manager"]
 OWN_THE_NAME = """
@@ -275,9 +276,8 @@ def test_upgrade_takes_an_interrupted_run_up_again(enrolled: Machine) -> None:
     vm = enrolled
     vm.run("head -c 60M /dev/urandom > /home/me/big && chown me: /home/me/big")
     stick = vm.stick("main")
-    stick.plug(bps=4 << 20)
-    vm.wait_journal("^home: backup begun", CRYPTBACK_DRIVE="home")
-    vm.run("cryptback status home --watch | grep --max-count=1 syncing; true", timeout=60)
+    syncing(vm, stick)
+    stick.throttle(1 << 20)  # the package takes its time to get to the restart
     install(vm)
     stick.throttle(0)
     ended = finished(vm)

@@ -12,13 +12,16 @@ from tests.machine.stick import copy_sparse
 from tests.vm.container import listing, opened
 from tests.vm.failing import (
     KERNEL_MISSES_IT,
+    NO_HOLES_ON_FAT,
+    NO_PLYMOUTH,
     Hold,
+    clock,
     first_is_whole,
-    seconds_until_nothing_is_left,
+    nothing_is_left_in_time,
     succeeds_next,
     tells,
 )
-from tests.vm.runs import MIB, PATIENCE, copied, drive, news, wait_news
+from tests.vm.runs import MIB, PATIENCE, copied, drive, news, now, wait_news
 
 PULLED = "The drive was pulled out in the middle of the backup; the last complete version is whole."
 QUESTION = "until grep -qs Id=cryptback:home /run/systemd/ask-password/ask.*; do sleep 0.1; done"
@@ -28,9 +31,10 @@ def pull(vm: Machine) -> None:
     """Pull it: five seconds later at the latest nothing is left, and it is told."""
     vm.expect_journal("^cryptbackd: home: failed: The drive was pulled out")
     vm.expect_journal(KERNEL_MISSES_IT)
+    since, time = now(vm), clock(vm)
     vm.stick("main").pull()
-    assert seconds_until_nothing_is_left(vm) < 5
-    tells(vm, PULLED)
+    nothing_is_left_in_time(vm, time)
+    tells(vm, PULLED, since=since)
 
 
 def pulled_in_mid_sync(vm: Machine, options: tuple[str, ...] = ()) -> None:
@@ -64,6 +68,7 @@ def test_pulled_in_mid_sync_with_other_filesystems(vm: Machine, outside: str, in
     credential(vm, "home")
     stick = vm.stick("main", size=256 * MIB, fs=outside, partitioned=True)
     stick.plug()
+    vm.expect_journal(NO_HOLES_ON_FAT)
     init(vm, stick.partition, "home", "--size", "176M", "--filesystem", inside)
     stick.pull()
     pulled_in_mid_sync(vm)
@@ -83,6 +88,7 @@ def test_pulled_while_unlocking(enrolled: Machine) -> None:
 def test_pulled_while_a_passphrase_is_asked_for(enrolled: Machine) -> None:
     """The question goes away with the drive."""
     vm = enrolled
+    vm.expect_journal(NO_PLYMOUTH)
     vm.run(["mv", "/etc/credstore/cryptback.home", "/root"])
     vm.stick("main").plug()
     vm.run(QUESTION)
@@ -124,6 +130,9 @@ def hanging(vm: Machine) -> None:
     stick = vm.stick("main")
     stick.plug()
     syncing = hold.wait()
+    # After this time the kernel resets the drive, and QEMU waits in that for its own throttle.
+    disk = stick.device.removeprefix("/dev/") if stick.device else ""
+    vm.push(f"/sys/block/{disk}/device/timeout", "600\n")
     stick.throttle(1)
     syncing.go_on()
     vm.wait_journal("^home: The drive does not answer", CRYPTBACK_DRIVE="home", timeout=90)

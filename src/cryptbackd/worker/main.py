@@ -7,6 +7,9 @@ namespace before its first process can be waited for (pid_namespaces(7)).  Both 
 their parent dies.
 
 Mounts propagate from the host into the worker (slave), never back, and vanish with it.
+
+What only a job needs is imported when there is one: until a sweep is through, a volume may
+be open.
 """
 
 from __future__ import annotations
@@ -17,15 +20,14 @@ import select
 import signal
 import socket
 import sys
-import traceback
+from typing import TYPE_CHECKING
 
-from .. import kernel, protocol
-from ..errors import CryptbackError, DriveFailed
-from ..model import JobKind, Outcome, RunResult
-from ..run import run
-from ..text import printable
-from .control import Control
-from .layers.mounted import MOUNT
+from .. import kernel
+
+if TYPE_CHECKING:
+    from ..model import RunResult
+    from ..protocol import Start
+    from .control import Control
 
 
 def main() -> int:
@@ -76,6 +78,11 @@ def _has_ended(pidfd: int) -> bool:
 
 
 def _worker(fd: int) -> int:
+    from .. import protocol
+    from ..run import run
+    from .control import Control
+    from .layers.mounted import MOUNT
+
     # Process 1 of a namespace ignores every signal that it has no handler for.
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     os.umask(0o077)
@@ -93,7 +100,13 @@ def _worker(fd: int) -> int:
     return 0
 
 
-def _do(start: protocol.Start, control: Control) -> RunResult:
+def _do(start: Start, control: Control) -> RunResult:
+    import traceback
+
+    from ..errors import CryptbackError, DriveFailed
+    from ..model import JobKind, Outcome, RunResult
+    from ..text import printable
+
     try:
         if start.job is JobKind.BACKUP:
             from .jobs.backup import backup

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from .. import kernel, paths
 from ..errors import ToolFailed
-from ..model import NAME
+from ..paths import NAME
 from ..run import run
 from .gone import watch
 

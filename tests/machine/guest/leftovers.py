@@ -1,6 +1,7 @@
 """Runs in the guest: prints what is left of backups, and complaints in the journal, as JSON.
 
-Shares no code with the program under test. Its argument is a cursor: where the journal begins.
+Shares no code with the program under test. Its arguments are a cursor, where the journal begins,
+and for how many seconds it is to wait until nothing is left.
 """
 
 import glob
@@ -8,6 +9,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 UNIT = "cryptbackd.service"
@@ -85,9 +87,15 @@ def complaints(cursor: str) -> Iterator[str]:
 
 
 def main() -> None:
-    left = [*mappings(), *loops(), *mounts(), *cookies(), *processes()]
-    cursor = sys.argv[1] if len(sys.argv) > 1 else ""
-    print(json.dumps({"left": left, "complaints": list(complaints(cursor))}))
+    cursor, patience = sys.argv[1], float(sys.argv[2])
+    deadline = time.monotonic() + patience
+    while True:
+        left = [*mappings(), *loops(), *mounts(), *cookies(), *processes()]
+        if not left or time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
+    told = {"at": time.time(), "left": left, "complaints": list(complaints(cursor))}
+    print(json.dumps(told))
 
 
 main()
