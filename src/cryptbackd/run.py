@@ -16,9 +16,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import IO
-
-import attrs
+from typing import IO, NamedTuple
 
 from .errors import ToolFailed
 from .text import printable
@@ -33,8 +31,7 @@ Stdin = int | bytes | None
 """A descriptor, the bytes to feed, or nothing (``/dev/null``)."""
 
 
-@attrs.frozen
-class Ended:
+class Ended(NamedTuple):
     """How a program ended.  ``status`` is its exit status, or minus the signal's number."""
 
     argv: tuple[str, ...]

@@ -308,7 +308,7 @@ def test_anybody_may_look_and_only_root_may_act(enrolled: Machine) -> None:
 def test_a_strangers_text_reaches_no_terminal_and_no_journal_raw(enrolled: Machine) -> None:
     """A file that changes while it is read is named in a warning, however it is called."""
     path = f"/home/me/{EVIL}"
-    enrolled.run(["/bin/sh", "-c", 'head -c 24M /dev/urandom > "$1"', "sh", path])
+    enrolled.run(["/bin/sh", "-c", 'head -c 80M /dev/urandom > "$1"', "sh", path])
     stick = enrolled.stick("main")
     hold(enrolled, stick)
     enrolled.run(["/bin/sh", "-c", 'echo more >> "$1"', "sh", path])
