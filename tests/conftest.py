@@ -6,6 +6,7 @@ machine's logs.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -14,6 +15,12 @@ import pytest
 from tests.machine import Machine, layers, oracle, slots
 
 VM_TESTS = Path(__file__).parent / "vm"
+PROMISES = Path(__file__).parents[1] / "docs" / "promises.md"
+"""Names the tests that keep the promises of the README: those are in `make test`."""
+
+SHARED_MACHINES = {"shared", "stopped"}
+"""Fixtures with a machine for a whole module: their tests run in one process, one after another."""
+
 TIME_LIMIT = 300
 """Seconds for a test that says nothing else, without the building of layers."""
 
@@ -51,13 +58,21 @@ def enrolled() -> Iterator[Machine]:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "vm: runs in the test machine (all of tests/vm does)")
-    config.addinivalue_line("markers", "slow: takes long, only in `make test-all`")
+    config.addinivalue_line(
+        "markers",
+        "slow: only in `make test-all`; what is not named in docs/promises.md has this mark anyway",
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    promised = set(re.findall(r"::(test_\w+)`", PROMISES.read_text()))
     for item in items:
         if item.path.is_relative_to(VM_TESTS):
             item.add_marker(pytest.mark.vm)
+            if getattr(item, "originalname", "") not in promised:
+                item.add_marker(pytest.mark.slow)
+            for fixture in SHARED_MACHINES & set(getattr(item, "fixturenames", ())):
+                item.add_marker(pytest.mark.xdist_group(fixture))
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(TIME_LIMIT, func_only=True))
 

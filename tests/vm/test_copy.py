@@ -141,7 +141,6 @@ def test_mount_points_below_a_source_are_left_out_and_named_once(enrolled: Machi
     vm.run("umount /home/me/mnt")
 
 
-@pytest.mark.slow
 def test_full_finds_an_edit_that_kept_size_and_time(enrolled: Machine) -> None:
     vm = enrolled
     vm.run("echo AAAA > /home/me/sly && touch -d '2020-02-02' /home/me/sly")

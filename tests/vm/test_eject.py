@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 
-import pytest
-
 from tests.machine import Machine, Stick, enroll
 from tests.vm.runs import (
     MIB,
@@ -113,7 +111,6 @@ def test_an_ejected_drive_is_not_run_again_before_it_is_plugged_in_anew(enrolled
     assert begun(enrolled) == 2
 
 
-@pytest.mark.slow
 def test_an_eject_locks_every_entry_of_the_drive(enrolled: Machine) -> None:
     """The one that runs, and the one that waits for its turn."""
     stick = second_entry(enrolled)
@@ -135,7 +132,6 @@ def test_an_eject_locks_every_entry_of_the_drive(enrolled: Machine) -> None:
         assert ended(enrolled, name, since=before)["CRYPTBACK_OUTCOME"] == "done"
 
 
-@pytest.mark.slow
 def test_stopping_the_service_locks_the_drive_and_the_next_start_takes_it_up(
     enrolled: Machine,
 ) -> None:
@@ -174,7 +170,6 @@ def test_a_drive_is_powered_off_when_it_is_done(enrolled: Machine) -> None:
     assert ended(enrolled, since=before)["CRYPTBACK_OUTCOME"] == "done"
 
 
-@pytest.mark.slow
 def test_an_eject_while_the_volume_is_being_unlocked(enrolled: Machine) -> None:
     stick = enrolled.stick("main")
     watcher = news(enrolled, '"phase": "(attaching|unlocking|mounting)"')

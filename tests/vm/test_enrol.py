@@ -198,7 +198,6 @@ def test_makes_the_first_backup_and_says_what_happens_next(vm: Machine) -> None:
         assert len(vm.run(f"ls -d {TREE}/versions/*Z").out.split()) == 1
 
 
-@pytest.mark.slow
 def test_no_run_leaves_the_first_backup_to_the_next_plug(vm: Machine) -> None:
     vm.run("echo new > /home/me/new")
     stick = vm.stick("main", fs="ext4")
@@ -267,7 +266,6 @@ def test_container_is_luks2_with_big_sectors_argon2id_and_no_partitions(vm: Mach
         assert "PTTYPE" not in shown
 
 
-@pytest.mark.slow
 def test_key_derivation_costs_what_this_computer_can_pay(vm: Machine) -> None:
     """Without an option it is cryptsetup's own benchmark that decides."""
     stick = vm.stick("main", fs="ext4")
@@ -383,7 +381,6 @@ def test_asks_before_anything_is_changed(shared: Machine) -> None:
     assert vm.run(ENROLMENTS).out == before
 
 
-@pytest.mark.slow
 def test_goes_on_when_a_person_says_so(vm: Machine) -> None:
     stick = vm.stick("main", fs="ext4")
     stick.plug()
@@ -564,7 +561,6 @@ def test_passphrase_that_is_none_is_refused(
     assert shared.run(ENROLMENTS).out == before
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("device", "options", "told"),
     [
@@ -650,7 +646,6 @@ def test_interrupted_in_the_filling_it_leaves_nothing(vm: Machine, how: str) -> 
     leaves_nothing(vm, stick, how, running)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("how", HOW)
 def test_interrupted_in_the_unlocking_it_leaves_nothing(vm: Machine, how: str) -> None:
     stick = vm.stick("main", fs="ext4")
@@ -660,7 +655,6 @@ def test_interrupted_in_the_unlocking_it_leaves_nothing(vm: Machine, how: str) -
     leaves_nothing(vm, stick, how, running)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("how", HOW)
 def test_interrupted_in_the_formatting_of_the_drive_it_leaves_nothing(
     vm: Machine, how: str
@@ -679,7 +673,6 @@ def test_interrupted_in_the_formatting_of_the_drive_it_leaves_nothing(
     init(vm, stick.partition, *SMALL, "--format", "ext4", "--no-run")
 
 
-@pytest.mark.slow
 def test_interrupted_in_the_first_backup_it_stays_enrolled(vm: Machine) -> None:
     vm.run("head -c 30M /dev/urandom > /home/me/big")
     stick = vm.stick("main", fs="ext4")

@@ -207,7 +207,6 @@ def test_bad_credential_harms_nobody(enrolled: Machine, fault: str) -> None:
     assert "unlocked with the passphrase from credential." in told(vm)
 
 
-@pytest.mark.slow
 def test_wrong_credential_is_told_and_the_next_source_is_tried(enrolled: Machine) -> None:
     vm = enrolled
     encrypt(vm, "not the passphrase")
@@ -316,7 +315,6 @@ def test_three_wrong_answers_end_the_run_with_nothing_touched(enrolled: Machine)
     assert container(vm, stick) == before
 
 
-@pytest.mark.slow
 def test_wrong_credential_counts_as_a_try(enrolled: Machine) -> None:
     vm = enrolled
     credential(vm, "home", "not the passphrase")
@@ -346,7 +344,6 @@ def test_question_that_nobody_answers_blocks_nobody(enrolled: Machine, verb: str
     assert json.loads(vm.run(["cryptback", "status", "home", "--json"]).out)["safe"]
 
 
-@pytest.mark.slow
 def test_question_goes_with_the_drive(enrolled: Machine) -> None:
     vm = enrolled
     vm.run(["rm", PLAIN])

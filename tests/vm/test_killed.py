@@ -76,7 +76,6 @@ def test_worker_killed_in_each_phase_leaves_nothing(enrolled: Machine, phase: st
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("phase", ["unlocking", "syncing", "locking"])
 def test_stub_killed_leaves_nothing(enrolled: Machine, phase: str) -> None:
     stopped = held(enrolled, phase)
@@ -87,7 +86,6 @@ def test_stub_killed_leaves_nothing(enrolled: Machine, phase: str) -> None:
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("phase", "sentence"),
     [
@@ -167,7 +165,6 @@ def test_service_killed_in_the_gap_is_swept_by_exec_stop_post(enrolled: Machine)
     taken_up(vm)
 
 
-@pytest.mark.slow
 def test_service_killed_in_the_gap_is_swept_at_its_start(enrolled: Machine) -> None:
     vm = enrolled
     drop_in(vm, "Restart=no\nExecStopPost=")
@@ -204,7 +201,6 @@ def kill_service(vm: Machine) -> None:
     vm.run(["systemctl", "kill", "--signal=KILL", "cryptbackd"])
 
 
-@pytest.mark.slow
 def test_mapping_of_somebody_else_is_never_touched(enrolled: Machine) -> None:
     """Whatever it is called: neither by a sweep, nor by a run that can't go on because of it."""
     vm = enrolled

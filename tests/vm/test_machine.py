@@ -138,7 +138,6 @@ def test_journal(bare_vm: Machine) -> None:
         bare_vm.wait_journal("fourth", timeout=1)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900, func_only=True)
 @pytest.mark.parametrize("hard", [False, True])
 def test_reboot(bare_vm: Machine, hard: bool) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 
-import pytest
-
 from tests.machine import Machine, layers
 from tests.machine.machine import Entry
 from tests.vm.runs import syncing
@@ -128,7 +126,6 @@ def test_udev_keeps_desktops_off_known_drives_alone(enrolled: Machine) -> None:
     finished(vm)
 
 
-@pytest.mark.slow
 def test_masked_service_is_off(enrolled: Machine) -> None:
     vm = enrolled
     vm.expect_journal("cryptbackd.service: Unit .*masked|is masked")
@@ -248,7 +245,6 @@ def test_purge_keeps_the_headers_and_says_so(enrolled: Machine) -> None:
     assert "ID_CRYPTBACK" not in udev(vm, stick.partition)
 
 
-@pytest.mark.slow
 def test_purge_without_a_drive_leaves_nothing(vm: Machine) -> None:
     told = vm.run("dpkg --purge cryptbackd 2>&1", timeout=120).out
     assert "kept" not in told
@@ -271,7 +267,6 @@ def test_upgrade_does_not_run_a_finished_insertion_again(enrolled: Machine) -> N
     assert runs(vm) == before
 
 
-@pytest.mark.slow
 def test_upgrade_takes_an_interrupted_run_up_again(enrolled: Machine) -> None:
     vm = enrolled
     vm.run("head -c 60M /dev/urandom > /home/me/big && chown me: /home/me/big")
@@ -285,7 +280,6 @@ def test_upgrade_takes_an_interrupted_run_up_again(enrolled: Machine) -> None:
     assert [run["outcome"] for run in runs(vm)][:2] == ["done", "cancelled"]
 
 
-@pytest.mark.slow
 def test_reinstall_after_purge_opens_the_old_backup(enrolled: Machine) -> None:
     """The kept header and the entry, put back, are all that is needed."""
     vm = enrolled

@@ -64,7 +64,6 @@ def test_one_insertion_is_one_run(enrolled: Machine) -> None:
     assert outcomes(enrolled) == ["done", "done"]
 
 
-@pytest.mark.slow
 def test_an_interrupted_insertion_is_taken_up_again(enrolled: Machine) -> None:
     random_files(enrolled, 4, 8)
     hold(enrolled, enrolled.stick("main"))
@@ -114,7 +113,6 @@ def test_a_partition_that_appears_late(enrolled: Machine) -> None:
     assert ended(enrolled)["CRYPTBACK_OUTCOME"] == "done"
 
 
-@pytest.mark.slow
 def test_a_partition_that_goes_and_comes_back_is_the_same_insertion(enrolled: Machine) -> None:
     stick = enrolled.stick("main")
     stick.plug()
@@ -202,7 +200,6 @@ def test_two_sticks_with_the_same_uuid_are_refused(enrolled: Machine) -> None:
     assert drive(enrolled)["device"] == original.partition
 
 
-@pytest.mark.slow
 def test_a_second_stick_with_the_same_uuid_leaves_the_run_of_the_first_alone(
     enrolled: Machine,
 ) -> None:

@@ -58,7 +58,6 @@ def test_pulled_in_mid_sync(enrolled: Machine) -> None:
     pulled_in_mid_sync(enrolled)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("outside", "inside"),
     [("ext4", "ext4"), *((fs, inner) for fs in ("vfat", "exfat") for inner in ("btrfs", "ext4"))],
@@ -152,7 +151,6 @@ def test_hanging_drive_is_told_and_can_be_pulled(enrolled: Machine) -> None:
     first_is_whole(vm, files)
 
 
-@pytest.mark.slow
 def test_hanging_drive_harms_no_other_and_goes_on_when_it_answers(enrolled: Machine) -> None:
     vm = enrolled
     vm.run("mkdir -p /srv/other && echo 1 > /srv/other/file")

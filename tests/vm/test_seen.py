@@ -184,7 +184,6 @@ def test_status_watch_follows_a_run(enrolled: Machine) -> None:
     assert len(set(done)) > 2
 
 
-@pytest.mark.slow
 def test_watch_shows_a_bar_on_a_terminal(enrolled: Machine) -> None:
     enrolled.stick("main").plug()
     ended(enrolled)
@@ -272,7 +271,6 @@ def test_cancel_stops_a_run_and_tells_who_waits_for_it(enrolled: Machine) -> Non
     assert enrolled.run(["cryptback", "run", "home"], timeout=PATIENCE).code == 0
 
 
-@pytest.mark.slow
 def test_ctrl_c_cancels_a_run_in_order(enrolled: Machine) -> None:
     enrolled.stick("main").plug()
     ended(enrolled)
@@ -368,7 +366,6 @@ def test_the_daemon_stays_small(
     assert after <= 40, told
 
 
-@pytest.mark.slow
 def test_an_idle_daemon_wakes_up_for_its_watchdog_only(
     enrolled: Machine, record_property: Callable[[str, object], None]
 ) -> None:
