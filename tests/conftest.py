@@ -18,8 +18,8 @@ VM_TESTS = Path(__file__).parent / "vm"
 PROMISES = Path(__file__).parents[1] / "docs" / "promises.md"
 """Names the tests that keep the promises of the README: those are in `make test`."""
 
-SHARED_MACHINES = {"shared", "stopped"}
-"""Fixtures with a machine for a whole module: their tests run in one process, one after another."""
+SHARED_MACHINES = {"backed_up", "shared", "stopped"}
+"""Fixtures with a machine for many tests: these run in one process, one after another."""
 
 TIME_LIMIT = 300
 """Seconds for a test that says nothing else, without the building of layers."""
@@ -53,6 +53,19 @@ def vm() -> Iterator[Machine]:
 def enrolled() -> Iterator[Machine]:
     """A machine that knows a stick, `vm.stick("main")`."""
     with layers.resume(layers.ENROLLED) as vm:
+        yield vm
+
+
+@pytest.fixture(scope="session")
+def backed_up() -> Iterator[Machine]:
+    """A machine whose stick "main" was backed up to and is still in, for tests that only look.
+
+    Two files of four bytes had changed.
+    """
+    with layers.resume(layers.ENROLLED) as vm:
+        vm.run("cd /home/me && echo one > one && echo two > two")
+        vm.stick("main").plug()
+        vm.wait_journal("^home: finished: ", CRYPTBACK_DRIVE="home")
         yield vm
 
 

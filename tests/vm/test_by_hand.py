@@ -112,7 +112,7 @@ def enrol_and_change(vm: Machine, *options: str) -> tuple[list[str], list[str]]:
     return before, by_hand.manifest(vm, "/home/me")
 
 
-@pytest.mark.parametrize("filesystem", ["ext4", "xfs"])
+@pytest.mark.parametrize("filesystem", ["ext4", pytest.param("xfs", marks=pytest.mark.slow)])
 def test_files_come_back_by_hand_from(filesystem: str, vm: Machine, bare_vm: Machine) -> None:
     vm.stick("main", size=448 << 20, fs="ext4", partitioned=True).plug()
     before, after = enrol_and_change(vm, "--size", "360M", "--filesystem", filesystem)

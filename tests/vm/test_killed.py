@@ -62,7 +62,7 @@ def dies(vm: Machine, victim: int, sentence: str) -> None:
 @pytest.mark.parametrize(
     "phase",
     [
-        pytest.param(phase, marks=[] if phase in ("syncing", "keeping") else pytest.mark.slow)
+        pytest.param(phase, marks=[] if phase == "syncing" else pytest.mark.slow)
         for phase in HELD_BY
     ],
 )

@@ -60,7 +60,7 @@ def test_drive_mounted_out_of_sight_may_not_be_unplugged(enrolled: Machine) -> N
     [
         pytest.param("syncing", Fault("write"), id="writes"),
         pytest.param("locking", Fault("write"), id="last-writes", marks=pytest.mark.slow),
-        pytest.param("locking", Fault("flush"), id="flushes"),
+        pytest.param("locking", Fault("flush"), id="flushes", marks=pytest.mark.slow),
     ],
 )
 def test_drive_that_fails_may_not_be_unplugged(

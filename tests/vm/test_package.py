@@ -68,7 +68,8 @@ def test_package_needs_nothing_but_debian() -> None:
         assert name in field
 
 
-def test_service_is_enabled_and_active(vm: Machine) -> None:
+def test_service_is_enabled_and_active(backed_up: Machine) -> None:
+    vm = backed_up
     shown = vm.run("systemctl is-enabled cryptbackd; systemctl is-active cryptbackd").out
     assert shown.split() == ["enabled", "active"]
     assert vm.run("systemd-analyze verify --man=no cryptbackd.service 2>&1").out == ""
@@ -111,19 +112,17 @@ def test_udev_rules_are_sound(vm: Machine) -> None:
     assert told.out + told.err == ""
 
 
-def test_udev_keeps_desktops_off_known_drives_alone(enrolled: Machine) -> None:
-    vm = enrolled
+def test_udev_keeps_desktops_off_known_drives_alone(backed_up: Machine) -> None:
+    vm = backed_up
     other = vm.stick("other", size=64 << 20, fs="vfat")
     other.plug()
     shown = udev(vm, other.partition)
     assert shown["ID_FS_UUID"] == other.uuid
     assert not {"UDISKS_AUTO", "ID_CRYPTBACK", "SYSTEMD_WANTS"} & set(shown)
-    main = vm.stick("main")
-    main.plug()
-    shown = udev(vm, main.partition)
+    other.pull()
+    shown = udev(vm, vm.stick("main").partition)
     assert (shown["UDISKS_AUTO"], shown["ID_CRYPTBACK"]) == ("0", "1")
     assert ":systemd:" in shown["CURRENT_TAGS"]
-    finished(vm)
 
 
 def test_masked_service_is_off(enrolled: Machine) -> None:
@@ -154,11 +153,9 @@ def test_tmpfiles_make_what_the_service_may_write_to(vm: Machine) -> None:
     assert shown == "700 root:root /run/cryptsetup\n755 root:root /run/systemd/ask-password\n"
 
 
-def test_journal_entries_are_explained(enrolled: Machine) -> None:
+def test_journal_entries_are_explained(backed_up: Machine) -> None:
     """Each `MESSAGE_ID` has its text in the catalog, and `journalctl -x` shows it."""
-    vm = enrolled
-    vm.stick("main").plug()
-    finished(vm)
+    vm = backed_up
     used = {
         entry["MESSAGE_ID"] for entry in vm.journal(CRYPTBACK_DRIVE="home") if "MESSAGE_ID" in entry
     }
