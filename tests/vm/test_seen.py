@@ -336,11 +336,11 @@ def resident(vm: Machine) -> float:
     return int(found[1]) / 1024
 
 
-@pytest.mark.parametrize("runs", [3, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.timeout(900)
 def test_the_daemon_stays_small(
-    enrolled: Machine, runs: int, record_property: Callable[[str, object], None]
+    enrolled: Machine, record_property: Callable[[str, object], None]
 ) -> None:
+    runs = 20
     before = resident(enrolled)
     enrolled.stick("main").plug()
     ended(enrolled)
@@ -355,17 +355,15 @@ def test_the_daemon_stays_small(
 
 
 def test_an_idle_daemon_wakes_up_for_its_watchdog_only(
-    enrolled: Machine, record_property: Callable[[str, object], None]
+    backed_up: Machine, record_property: Callable[[str, object], None]
 ) -> None:
     """With the drive in, after a run: each return of epoll_wait is followed by a ping."""
-    enrolled.stick("main").plug()
-    ended(enrolled)
-    status_text(enrolled, "idle")
-    pid = enrolled.run(["systemctl", "show", "-P", "MainPID", UNIT]).out.strip()
+    status_text(backed_up, "idle")
+    pid = backed_up.run(["systemctl", "show", "-P", "MainPID", UNIT]).out.strip()
     seconds = 65
     trace = f"timeout --signal=INT {seconds} strace -f -o /tmp/trace -p {pid}"
-    enrolled.run(trace, check=False, timeout=seconds + 60)
-    lines = enrolled.pull("/tmp/trace").decode().splitlines()
+    backed_up.run(trace, check=False, timeout=seconds + 60)
+    lines = backed_up.pull("/tmp/trace").decode().splitlines()
     woken = [line for line in lines if re.search(r"epoll_wait.*= \d+$", line)]
     pings = [line for line in lines if "WATCHDOG=1" in line]
     told = f"{len(woken)} in {seconds} s, of which {len(pings)} for the watchdog"
