@@ -157,6 +157,6 @@ def clock(vm: Machine) -> float:
     return float(vm.run(["date", "+%s.%N"]).out)
 
 
-def nothing_is_left_in_time(vm: Machine, since: float) -> None:
-    """Five seconds after this time nothing was left."""
+def locked_in_time(vm: Machine, since: float) -> None:
+    """Five seconds after this time no mapping, loop device, mount or cookie was left."""
     assert oracle.check(vm) - since < 5

@@ -16,7 +16,7 @@ from tests.vm.failing import (
     clock,
     first_is_whole,
     kill,
-    nothing_is_left_in_time,
+    locked_in_time,
     nothing_left,
     succeeds_next,
     tells,
@@ -255,6 +255,6 @@ def test_service_killed_in_each_phase_leaves_nothing(enrolled: Machine, phase: s
     held(vm, phase)
     time = clock(vm)
     kill_service(vm)
-    nothing_is_left_in_time(vm, time)
+    locked_in_time(vm, time)
     vm.run("until systemctl is-failed --quiet cryptbackd; do sleep 0.1; done")
     taken_up(vm)

@@ -17,7 +17,7 @@ from tests.vm.failing import (
     Hold,
     clock,
     first_is_whole,
-    nothing_is_left_in_time,
+    locked_in_time,
     succeeds_next,
     tells,
 )
@@ -33,7 +33,7 @@ def pull(vm: Machine) -> None:
     vm.expect_journal(KERNEL_MISSES_IT)
     since, time = now(vm), clock(vm)
     vm.stick("main").pull()
-    nothing_is_left_in_time(vm, time)
+    locked_in_time(vm, time)
     tells(vm, PULLED, since=since)
 
 

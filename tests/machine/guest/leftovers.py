@@ -89,12 +89,15 @@ def complaints(cursor: str) -> Iterator[str]:
 def main() -> None:
     cursor, patience = sys.argv[1], float(sys.argv[2])
     deadline = time.monotonic() + patience
+    locked = 0.0
     while True:
-        left = [*mappings(), *loops(), *mounts(), *cookies(), *processes()]
+        is_open = [*mappings(), *loops(), *mounts(), *cookies()]
+        locked = 0.0 if is_open else locked or time.time()
+        left = [*is_open, *processes()]
         if not left or time.monotonic() > deadline:
             break
         time.sleep(0.1)
-    told = {"at": time.time(), "left": left, "complaints": list(complaints(cursor))}
+    told = {"locked": locked, "left": left, "complaints": list(complaints(cursor))}
     print(json.dumps(told))
 
 
