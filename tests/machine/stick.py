@@ -169,7 +169,11 @@ class Stick:
     def throttle(self, bps: int) -> None:
         """Change the speed of a plugged stick: 0 is no limit, 1 as good as hanging."""
         group = f"/objects/{self.name}-group"
-        self.vm.monitor.call("qom-set", path=group, property="limits", value={"bps-total": bps})
+        call = self.vm.monitor.call
+        call("qom-set", path=group, property="limits", value={"bps-total": bps})
+        if bps == 0:
+            # What waits already would wait as long as it was to; a drained node lets it go.
+            call("blockdev-reopen", options=[self._top()])
 
     def fail(self, *faults: Fault) -> None:
         """From now on, the plugged stick has these faults; none: it is well again."""
