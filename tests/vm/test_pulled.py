@@ -92,7 +92,8 @@ def test_pulled_while_a_passphrase_is_asked_for(enrolled: Machine) -> None:
     vm.stick("main").plug()
     vm.run(QUESTION)
     pull(vm)
-    assert vm.run("ls /run/systemd/ask-password").out == ""
+    # systemd-ask-password takes its question back when it is ended, not always its socket.
+    assert vm.run("ls -d /run/systemd/ask-password/ask.* 2> /dev/null", check=False).out == ""
     vm.run(["mv", "/root/cryptback.home", "/etc/credstore"])
     succeeds_next(vm)
 
