@@ -27,7 +27,7 @@ lint: ## Check style, types and imports
 unit: ## Run the unit tests (as root: an entry must be root's)
 	@$(AS_ROOT) env PYTHONPATH=src PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m pytest -q -p no:cacheprovider tests/unit
 
-vm: ## Run the tests in the machine, but for the slow ones
+vm: ## Run the tests in the machine that keep a promise of the README
 	@$(PYTHON) -m tests.machine build enrolled
 	@$(PYTHON) -m pytest -q tests/vm -m "not slow" -n $(JOBS) --dist loadgroup
 
@@ -38,7 +38,7 @@ slow:
 test: ## Everything a change must pass: bootstrap, deb, lint, unit, vm
 	@.ci/steps bootstrap deb lint unit vm
 
-test-all: ## All of `test`, and the slow tests in the machine
+test-all: ## All of `test`, and all other tests in the machine
 	@.ci/steps bootstrap deb lint unit vm slow
 
 demo: ## Show a backup from plug to pull in a machine
