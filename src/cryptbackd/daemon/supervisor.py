@@ -26,6 +26,8 @@ from .sweep import sweep
 from .tasks import Tasks
 from .worker_process import WorkerProcess
 
+_ASLEEP = "The computer goes to sleep or shuts down."
+
 
 @attrs.define
 class Supervisor:
@@ -49,7 +51,8 @@ class Supervisor:
     _company: Tasks = attrs.field(factory=Tasks)
     """What accompanies jobs, and is cancelled at their end."""
     _sweeps: dict[str, asyncio.Lock] = attrs.field(factory=dict)
-    _stopping: bool = False
+    refuses: str = ""
+    """Why nothing is begun now; ends a sentence."""
 
     def jobs(self) -> Iterator[Job]:
         """Every job that is not over, those that run first."""
@@ -72,8 +75,8 @@ class Supervisor:
     def submit(self, job: Job) -> None:
         """Do *job* as soon as its disk is free."""
         sequence = job.device.diskseq
-        if self._stopping:
-            self._drop(job, jobs.cancelled_result("The service is being stopped."))
+        if self.refuses:
+            self._drop(job, jobs.cancelled_result(self.refuses))
         elif sequence in self._running:
             self._queues.setdefault(sequence, deque()).append(job)
             self.changed(job)
@@ -113,10 +116,22 @@ class Supervisor:
 
     async def stop_all(self) -> None:
         """Stop everything in order for the end of the service; returns when all is over."""
-        self._stopping = True
+        self.refuses = "The service is being stopped."
         for job in list(self.jobs()):
             self.stop(job, StopReason.SERVICE_STOP)
         await self._tasks.all_ended()
+
+    def fall_asleep(self) -> None:
+        """Stop everything in order for the computer's sleep; begin nothing until it is over."""
+        self.refuses = self.refuses or _ASLEEP
+        # Those that wait first, or the end of the running one would begin them.
+        for job in reversed(list(self.jobs())):
+            self.stop(job, StopReason.SLEEP)
+
+    def wake_up(self) -> None:
+        """Begin jobs again, unless the service is being stopped."""
+        if self.refuses == _ASLEEP:
+            self.refuses = ""
 
     async def sweep_stuck(self) -> None:
         """Try again to lock what could not be locked before; what is clean is told."""
@@ -167,7 +182,7 @@ class Supervisor:
         if job.stop is not None or not self.present(job.device):
             # It was asked to, or the drive left, while that sweep went on.
             if job.stop is not None:
-                job.interrupted = job.stop is StopReason.SERVICE_STOP
+                job.interrupted = job.stop.is_taken_up
                 return jobs.cancelled_result("It was stopped before anything was touched.")
             return jobs.absent_result()
         try:
@@ -189,9 +204,8 @@ class Supervisor:
         self._stop_asking(job)
         if job.finished is not None:
             result = job.finished
-            job.interrupted = (
-                result.outcome is Outcome.CANCELLED and job.stop is StopReason.SERVICE_STOP
-            )
+            if job.stop is not None and job.stop.is_taken_up:
+                job.interrupted = result.outcome is Outcome.CANCELLED
             return result
         job.interrupted = True
         result = jobs.pulled_result(job) if job.pulled else jobs.death_result(job, status)
@@ -340,6 +354,7 @@ class Supervisor:
             result,
             seconds=job.seconds,
             interrupted=job.interrupted,
+            asleep=job.stop is StopReason.SLEEP,
             present=self.present(job.device),
             stuck=self.stuck.get(job.name, ()),
         )
