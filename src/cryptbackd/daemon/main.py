@@ -61,6 +61,7 @@ class _Daemon:
         await self._stop.wait()
         self._manager.stopping()
         watch.close()
+        service.timetable.close()
         await service.supervisor.stop_all()
         self._show_status()
         if self._bus is not None:
@@ -85,6 +86,8 @@ class _Daemon:
             bus.close()
             return
         self._bus = bus
+        self._service.work_changed = bus.work_changed
+        self._service.remind = bus.remind
 
     def _drive_changed(self, name: str) -> None:
         if self._bus is not None:
