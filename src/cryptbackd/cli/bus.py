@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from dbus_fast import BusType, Message, MessageType, Variant
+from dbus_fast import BusType, Message, MessageFlag, MessageType, Variant
 from dbus_fast.aio.message_bus import MessageBus
 from dbus_fast.errors import AuthError, InvalidAddressError
 
@@ -22,6 +22,7 @@ _PATH = "/org/cryptback1"
 _INTERFACE = "org.cryptback1.Manager"
 _ERROR = "org.cryptback1.Error."
 _BUS = "org.freedesktop.DBus"
+_TOO_MANY = "org.freedesktop.DBus.Error.LimitsExceeded"
 _DENIED = "org.freedesktop.DBus.Error.AccessDenied"
 
 Values = dict[str, Any]
@@ -91,6 +92,8 @@ class Client:
             member=member,
             signature=signature,
             body=body,
+            # Where an administrator must allow it, polkit may ask for one.
+            flags=MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION,
         )
         try:
             reply = await self._bus.call(message)
@@ -148,6 +151,8 @@ def _error(reply: Message) -> CryptbackError:
         return BY_NAME.get(name.removeprefix(_ERROR), CryptbackError)(sentence, hint)
     if name == _DENIED:
         return Refused("Only root may ask for that.", "Try it with sudo.")
+    if name == _TOO_MANY:
+        return CryptbackError("The service cryptbackd is busy with too many requests.", text)
     if name.endswith((".UnknownMethod", ".UnknownInterface", ".UnknownObject", ".InternalError")):
         return CryptbackError(
             f"The service cryptbackd does not understand this command: {text}",
