@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 
 import pytest
@@ -231,7 +232,7 @@ def test_ordinary_user_may_not_act(enrolled: Machine) -> None:
     for verb in ("run", "cancel", "eject"):
         refused = vm.run(["cryptback", verb, "home"], user="me", check=False)
         assert refused.code == 1, verb
-        assert "Only root may ask for that." in refused.err
+        assert "You may not do that without an administrator." in refused.err
     calls = [
         ["Run", "sa{sv}", "home", "0"],
         ["Cancel", "s", "home"],
@@ -243,7 +244,7 @@ def test_ordinary_user_may_not_act(enrolled: Machine) -> None:
     for call in calls:
         refused = vm.run([*BUS, *call], user="me", check=False)
         assert refused.code != 0, call
-        assert "ccess denied" in refused.err or "AccessDenied" in refused.err, refused.err
+        assert re.search("without an administrator|wanted from you", refused.err), refused.err
     assert len(runs(vm)) == before
     assert not stick.plugged
 

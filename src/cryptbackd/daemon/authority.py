@@ -19,7 +19,7 @@ from ..errors import Refused
 
 _INTERACTIVE = 120.0
 """Seconds that a person has to show who they are."""
-_AT_ONCE = 15.0
+_AT_ONCE = 30.0
 _MOST = 4
 """Questions to polkit about one user that may be open at a time."""
 _POLKIT = "org.freedesktop.PolicyKit1"
