@@ -15,6 +15,7 @@ from dbus_fast import BusType, Message, MessageFlag, MessageType, Variant
 from dbus_fast.aio.message_bus import MessageBus
 from dbus_fast.errors import AuthError, InvalidAddressError
 
+from ..dbus_text import sendable
 from ..errors import BY_NAME, CryptbackError, Refused
 
 _NAME = "org.cryptback1"
@@ -85,6 +86,11 @@ class Client:
     async def _ask(
         self, name: str, path: str, interface: str, member: str, signature: str, body: list[Any]
     ) -> Message:
+        if sendable(body) != body:
+            raise Refused(
+                "This version of dbus-fast sends no other characters than those of ASCII.",
+                "Name them in the entry itself, or use a later Debian than 12.",
+            )
         message = Message(
             destination=name,
             path=path,

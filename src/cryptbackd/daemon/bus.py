@@ -28,12 +28,12 @@ from dbus_fast import (
 )
 from dbus_fast.aio.message_bus import MessageBus
 
+from ..dbus_text import sendable
 from ..errors import ConfigError, CryptbackError, Refused, UnknownDrive
 from ..model import RunResult
 from ..text import printable
 from . import connection, interface, journal
 from .authority import Action, Authority, action_for
-from .connection import sendable
 from .history import Run
 from .inhibit import RULES, Inhibitor
 from .interface import INTERFACE, NAME, PATH

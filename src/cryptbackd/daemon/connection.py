@@ -1,22 +1,19 @@
 """A connection to the system bus that strangers can neither end nor keep busy.
 
 dbus-fast ends the connection for flags or a kind of message that it has no name for, and when
-more is to be sent than fits in at the moment; it reads for as long as there is anything to
-read, while nothing else is done; and that of Debian 12 counts characters where bytes are
-meant, for which the bus ends the connection.  Everybody on the computer can bring about each
-of these.
+more is to be sent than fits in at the moment; and it reads for as long as there is anything to
+read, while nothing else is done.  Everybody on the computer can bring about each of these.
 """
 
 from __future__ import annotations
 
 import errno
-import functools
 import socket
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from dbus_fast import BusType, Message, MessageFlag, MessageType, Variant, constants
+from dbus_fast import BusType, MessageFlag, MessageType, constants
 from dbus_fast.aio.message_bus import MessageBus
 from dbus_fast.errors import AuthError, InvalidAddressError
 
@@ -78,28 +75,6 @@ async def connect() -> MessageBus:
         return await bus.connect()
     except (AuthError, InvalidAddressError, EOFError) as exc:
         raise OSError(str(exc)) from exc
-
-
-def sendable(value: Any) -> Any:
-    """*value*, a body or a part of it, as this dbus-fast can send it: unchanged, or in ASCII."""
-    if not _counts_characters():
-        return value
-    if isinstance(value, str):
-        return value.encode("ascii", "backslashreplace").decode()
-    if isinstance(value, Variant):
-        return Variant(value.signature, sendable(value.value))
-    if isinstance(value, dict):
-        return {sendable(key): sendable(item) for key, item in value.items()}
-    return [sendable(item) for item in value] if isinstance(value, list) else value
-
-
-@functools.cache
-def _counts_characters() -> bool:
-    message = Message(
-        message_type=MessageType.SIGNAL, path="/", interface="a.b", member="C", serial=1,
-        signature="s", body=["\u00fc"],
-    )  # fmt: skip
-    return not bytes(message._marshall(False)).endswith(b"\x02\0\0\0\xc3\xbc\0")
 
 
 def _name_everything() -> None:

@@ -61,8 +61,8 @@ class _Daemon:
         await self._stop.wait()
         self._manager.stopping()
         watch.close()
-        service.timetable.close()
         await service.supervisor.stop_all()
+        service.timetable.close()
         self._show_status()
         if self._bus is not None:
             self._bus.close()

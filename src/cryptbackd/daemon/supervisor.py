@@ -182,7 +182,7 @@ class Supervisor:
         if job.stop is not None or not self.present(job.device):
             # It was asked to, or the drive left, while that sweep went on.
             if job.stop is not None:
-                job.interrupted = job.stop.is_taken_up
+                job.interrupted = job.stop.is_taken_up and job.begins_again
                 return jobs.cancelled_result("It was stopped before anything was touched.")
             return jobs.absent_result()
         try:
@@ -205,7 +205,7 @@ class Supervisor:
         if job.finished is not None:
             result = job.finished
             if job.stop is not None and job.stop.is_taken_up:
-                job.interrupted = result.outcome is Outcome.CANCELLED
+                job.interrupted = result.outcome is Outcome.CANCELLED and job.begins_again
             return result
         job.interrupted = True
         result = jobs.pulled_result(job) if job.pulled else jobs.death_result(job, status)
