@@ -178,7 +178,8 @@ class Bus:
             os.close(fd)
         if message.message_type is MessageType.SIGNAL:
             self._maybe_client_left(message)
-            self._inhibitor.heard(message)
+            # Later: a mistake in what it leads to would be lost in dbus-fast.
+            asyncio.get_running_loop().call_soon(self._inhibitor.heard, message)
             return None
         if message.message_type is not MessageType.METHOD_CALL:
             return None
