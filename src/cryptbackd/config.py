@@ -285,8 +285,6 @@ def without_effect(entry: Entry) -> tuple[str, ...]:
     """The keys of *entry* that are accepted, but that this version doesn't act upon."""
     asked = {
         "keep": entry.keep != Keep(),
-        "when.repeat": entry.when.repeat is not None,
-        "when.remind": entry.when.remind is not None,
         "verify": entry.verify != Verify(),
     }
     return tuple(key for key, is_asked in asked.items() if is_asked)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import math
 import os
 import struct
 from typing import Any
@@ -45,6 +46,10 @@ _MOUNT_ATTR_NOEXEC = 0x08
 
 _BLKGETDISKSEQ = 0x80081280
 _BLKGETSIZE64 = 0x80081272
+
+_CLOCK_REALTIME = 0
+_TFD_TIMER_ABSTIME = 1
+_TFD_TIMER_CANCEL_ON_SET = 2
 
 _SEM_GETPID = 11
 _SEM_GETZCNT = 15
@@ -157,6 +162,32 @@ def disk_sequence(fd: int) -> int:
 def device_size(fd: int) -> int:
     """Bytes on the opened block device (BLKGETSIZE64, linux/fs.h)."""
     return int(struct.unpack("=Q", fcntl.ioctl(fd, _BLKGETSIZE64, bytes(8)))[0])
+
+
+def timer() -> int:
+    """A descriptor that can be waited for until a time of day (timerfd_create(2))."""
+    flags = os.O_CLOEXEC | os.O_NONBLOCK
+    fd = _libc.timerfd_create(ctypes.c_int(_CLOCK_REALTIME), ctypes.c_int(flags))
+    return _check(fd, "timerfd_create")
+
+
+def set_timer(fd: int, when: float) -> None:
+    """Have the timer *fd* become readable at *when* (Unix time), or when the clock is set.
+
+    It goes on in the computer's sleep, and is due at once on waking.  Reading it, and setting
+    it anew, raise ECANCELED where the clock was set since (timerfd_settime(2)).
+    """
+    seconds, nanoseconds = divmod(max(1, math.ceil(when * 1e9)), 1_000_000_000)
+    spec = struct.pack("@llll", 0, 0, seconds, nanoseconds)
+    _check(
+        _libc.timerfd_settime(
+            ctypes.c_int(fd),
+            ctypes.c_int(_TFD_TIMER_ABSTIME | _TFD_TIMER_CANCEL_ON_SET),
+            ctypes.c_char_p(spec),
+            None,
+        ),
+        "timerfd_settime",
+    )
 
 
 def last_semaphore_user(semid: int) -> int:

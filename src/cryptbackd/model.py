@@ -56,6 +56,13 @@ class StopReason(StrEnum):
     EJECT = "eject"
     SERVICE_STOP = "service-stop"
     """The insertion counts as interrupted and is taken up by the next start."""
+    SLEEP = "sleep"
+    """The computer goes to sleep or shuts down; taken up when it wakes, or by the next start."""
+
+    @property
+    def is_taken_up(self) -> bool:
+        """Whether what was stopped for this reason begins again by itself."""
+        return self in (StopReason.SERVICE_STOP, StopReason.SLEEP)
 
 
 @attrs.frozen

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 import pytest
-from dbus_fast import Message, MessageType, Variant
+from dbus_fast import Message, MessageFlag, MessageType, Variant
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -304,15 +304,40 @@ def test_a_wrong_command_line_is_any_other_failure(
     assert cli(monkeypatch, *args) == 1
 
 
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # of dbus-fast
 @pytest.mark.parametrize("verb", ["run", "cancel", "eject"])
-def test_what_only_root_may(
+def test_who_may_is_not_decided_here(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent/bus")
     assert cli(monkeypatch, verb, "home") == 1
-    assert (
-        capsys.readouterr().err == "cryptback: Only root may ask for that.\n  Try it with sudo.\n"
-    )
+    gc.collect()
+    assert "system bus can't be reached" in capsys.readouterr().err
+
+
+def test_polkit_may_ask_a_person() -> None:
+    class Recorder:
+        def __init__(self) -> None:
+            self.flags: list[MessageFlag] = []
+
+        async def call(self, message: Message) -> Message:
+            self.flags.append(message.flags)
+            return Message(
+                message_type=MessageType.METHOD_RETURN, reply_serial=1, signature="as", body=[[]]
+            )
+
+    async def call() -> list[MessageFlag]:
+        recorder = Recorder()
+        await bus.Client(recorder).call("Cancel", "s", "home")  # type: ignore[arg-type]
+        return recorder.flags
+
+    assert asyncio.run(call()) == [MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION]
+
+
+def test_a_flood_is_told_as_such() -> None:
+    exc = bus._error(reply("org.freedesktop.DBus.Error.LimitsExceeded", "Too many."))
+    assert "too many requests" in exc.sentence
 
 
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # of dbus-fast

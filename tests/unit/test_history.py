@@ -135,7 +135,9 @@ def test_a_history_of_the_first_version_is_taken_over(tmp_path: Path, trouble: l
     history.finish("r2", RunResult(Outcome.SKIPPED, "too soon"), False, 120.0)
     history.close()
     with closing(sqlite3.connect(tmp_path / "history.db")) as old:
-        old.executescript("ALTER TABLE runs DROP COLUMN touched; PRAGMA user_version = 1;")
+        old.executescript(
+            "DROP TABLE moments; ALTER TABLE runs DROP COLUMN touched; PRAGMA user_version = 1;"
+        )
     newer = again(tmp_path, trouble)
     last = newer.last_on(HERE)
     assert last is not None

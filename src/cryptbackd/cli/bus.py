@@ -11,10 +11,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from dbus_fast import BusType, Message, MessageType, Variant
+from dbus_fast import BusType, Message, MessageFlag, MessageType, Variant
 from dbus_fast.aio.message_bus import MessageBus
 from dbus_fast.errors import AuthError, InvalidAddressError
 
+from ..dbus_text import sendable
 from ..errors import BY_NAME, CryptbackError, Refused
 
 _NAME = "org.cryptback1"
@@ -22,6 +23,7 @@ _PATH = "/org/cryptback1"
 _INTERFACE = "org.cryptback1.Manager"
 _ERROR = "org.cryptback1.Error."
 _BUS = "org.freedesktop.DBus"
+_TOO_MANY = "org.freedesktop.DBus.Error.LimitsExceeded"
 _DENIED = "org.freedesktop.DBus.Error.AccessDenied"
 
 Values = dict[str, Any]
@@ -84,6 +86,11 @@ class Client:
     async def _ask(
         self, name: str, path: str, interface: str, member: str, signature: str, body: list[Any]
     ) -> Message:
+        if sendable(body) != body:
+            raise Refused(
+                "This version of dbus-fast sends no other characters than those of ASCII.",
+                "Name them in the entry itself, or use a later Debian than 12.",
+            )
         message = Message(
             destination=name,
             path=path,
@@ -91,6 +98,8 @@ class Client:
             member=member,
             signature=signature,
             body=body,
+            # Where an administrator must allow it, polkit may ask for one.
+            flags=MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION,
         )
         try:
             reply = await self._bus.call(message)
@@ -148,6 +157,8 @@ def _error(reply: Message) -> CryptbackError:
         return BY_NAME.get(name.removeprefix(_ERROR), CryptbackError)(sentence, hint)
     if name == _DENIED:
         return Refused("Only root may ask for that.", "Try it with sudo.")
+    if name == _TOO_MANY:
+        return CryptbackError("The service cryptbackd is busy with too many requests.", text)
     if name.endswith((".UnknownMethod", ".UnknownInterface", ".UnknownObject", ".InternalError")):
         return CryptbackError(
             f"The service cryptbackd does not understand this command: {text}",

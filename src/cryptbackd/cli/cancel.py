@@ -21,7 +21,6 @@ def cancel(name: str, as_json: bool) -> None:
 
 
 async def _cancel(name: str, as_json: bool) -> int:
-    output.want_root()
     async with bus.connected() as client:
         await client.listen()
         (runs,) = await client.call("Cancel", "s", name)

@@ -22,7 +22,6 @@ def eject(name: str, as_json: bool) -> None:
 
 
 async def _eject(name: str, as_json: bool) -> int:
-    output.want_root()
     async with bus.connected() as client:
         await client.listen()
         (runs,) = await client.call("Eject", "s", name)

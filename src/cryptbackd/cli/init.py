@@ -168,7 +168,6 @@ def init(
 def _init(plan: _Plan) -> int:
     # What is asked of a person is asked between two connections and outside of any loop,
     # where Ctrl-C simply ends the program.
-    output.want_root()
     _check(plan)
     found = asyncio.run(_survey(plan))
     _show(plan, found)

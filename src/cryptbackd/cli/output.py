@@ -7,13 +7,12 @@ through ``printable`` before a terminal sees it.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable
 
 import click
 
-from ..errors import BY_NAME, CryptbackError, Refused
+from ..errors import BY_NAME, CryptbackError
 from ..text import printable
 from .bus import Values
 
@@ -47,12 +46,6 @@ def complain(error: CryptbackError) -> None:
 def is_terminal() -> bool:
     """Whether a person looks at standard output."""
     return sys.stdout.isatty()
-
-
-def want_root() -> None:
-    """Raise Refused for anybody but root, before anything is asked of them."""
-    if os.geteuid() != 0:
-        raise Refused("Only root may ask for that.", "Try it with sudo.")
 
 
 def finish(verb: Callable[[], int], as_json: bool) -> None:

@@ -13,11 +13,11 @@ import contextlib
 import json
 import os
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import attrs
 from dbus_fast import (
-    BusType,
     DBusError,
     Message,
     MessageFlag,
@@ -27,18 +27,21 @@ from dbus_fast import (
     Variant,
 )
 from dbus_fast.aio.message_bus import MessageBus
-from dbus_fast.errors import AuthError, InvalidAddressError
 
+from ..dbus_text import sendable
 from ..errors import ConfigError, CryptbackError, Refused, UnknownDrive
 from ..model import RunResult
 from ..text import printable
-from . import interface, journal
+from . import connection, interface, journal
+from .authority import Action, Authority, action_for
 from .history import Run
+from .inhibit import RULES, Inhibitor
 from .interface import INTERFACE, NAME, PATH
 from .jobs import Job
 from .service import Service
 from .status import DriveView
 from .tasks import Tasks
+from .turns import Turns
 from .watch import Seen
 
 _INTROSPECTABLE = "org.freedesktop.DBus.Introspectable"
@@ -48,6 +51,8 @@ _PARENTS = {
 }
 MAX_RUNS = 1000
 """The longest history that is told in one answer."""
+_REPLIES = (MessageType.METHOD_RETURN, MessageType.ERROR)
+_TOO_MANY = "org.freedesktop.DBus.Error.LimitsExceeded"
 _EVERY = 0.25
 """Seconds between two signals about the same drive."""
 
@@ -71,17 +76,24 @@ class Bus:
     _again: set[str] = attrs.field(factory=set)
     _enrolling: dict[str, list[Job]] = attrs.field(factory=dict)
     """The init jobs by the unique bus name of who asked for them."""
+    _turns: Turns = attrs.field(factory=Turns)
+    _authority: Authority = attrs.field(init=False)
+    _inhibitor: Inhibitor = attrs.field(init=False)
+    _awaited: set[int] = attrs.field(factory=set)
+    """The serials of our own calls whose replies may bring descriptors."""
+
+    def __attrs_post_init__(self) -> None:
+        self._authority = Authority(self._ask)
+        sleep = self.service.sleep
+        self._inhibitor = Inhibitor(self._ask, sleep.begins, sleep.ends)
 
     async def connect(self) -> None:
         """Connect and take the name; raises OSError and DBusError."""
-        try:
-            bus = MessageBus(bus_type=BusType.SYSTEM, negotiate_unix_fd=True)
-            await bus.connect()
-        except (AuthError, InvalidAddressError, EOFError) as exc:
-            raise OSError(str(exc)) from exc
-        self._bus = bus
+        self._bus = bus = await connection.connect()
         self._tasks.start(self._mind_connection(bus))
         bus.add_message_handler(self._received)
+        for rule in RULES:
+            await self._ask_bus("AddMatch", "s", [rule])
         if (
             await bus.request_name(NAME, NameFlag.DO_NOT_QUEUE)
             is not RequestNameReply.PRIMARY_OWNER
@@ -92,6 +104,7 @@ class Bus:
         """Leave the bus."""
         for timer in self._timers.values():
             timer.cancel()
+        self._inhibitor.want(False)
         if self._bus is not None:
             bus, self._bus = self._bus, None
             bus.disconnect()
@@ -123,6 +136,15 @@ class Bus:
         """Tell of the end of a job."""
         self._signal("JobFinished", "sa{sv}", [job.id, result_values(job, result)])
 
+    def work_changed(self) -> None:
+        """Have the computer wait with its sleep as long as there is a job."""
+        working = next(self.service.supervisor.jobs(), None) is not None
+        self._inhibitor.want(working and self._bus is not None)
+
+    def remind(self, name: str, days: int) -> None:
+        """Tell that a drive was not backed up to for so many days."""
+        self._signal("Reminder", "su", [name, days])
+
     def _tell(self, name: str) -> None:
         loop = asyncio.get_running_loop()
         self._timers[name] = loop.call_later(_EVERY, self._may_tell_again, name)
@@ -145,28 +167,40 @@ class Bus:
                     interface=INTERFACE,
                     member=member,
                     signature=signature,
-                    body=body,
+                    body=sendable(body),
                 )
             )
 
     def _received(self, message: Message) -> Message | bool | None:
+        if message.message_type in _REPLIES and message.reply_serial in self._awaited:
+            return None
         for fd in message.unix_fds:
             os.close(fd)
         if message.message_type is MessageType.SIGNAL:
             self._maybe_client_left(message)
+            # Later: a mistake in what it leads to would be lost in dbus-fast.
+            asyncio.get_running_loop().call_soon(self._inhibitor.heard, message)
             return None
         if message.message_type is not MessageType.METHOD_CALL:
             return None
+        call = self._find(message)
+        waits = not message.flags.value & MessageFlag.NO_REPLY_EXPECTED.value
+        if call is None or (not waits and call.action is None):
+            return not waits or None  # to tell something to nobody would cost and be of no use
+        if self._turns.take(message.sender or "", partial(self._answer, message, call)):
+            return True
+        if waits:
+            text = "Too many of your calls wait for an answer already."
+            return Message.new_error(message, _TOO_MANY, text)
+        return True
+
+    def _find(self, message: Message) -> _Call | None:
+        """What is called; None is left to dbus-fast, which knows the bus's own interfaces."""
         if message.interface == _INTROSPECTABLE and message.member == "Introspect":
-            xml = _PARENTS.get(message.path or "") or interface.XML
-            return Message.new_method_return(message, "s", [xml])
+            return _INTROSPECT
         if message.path != PATH or message.interface not in (INTERFACE, None):
             return None
-        call = _CALLS.get((message.member or "", message.signature))
-        if call is None:
-            return None
-        self._tasks.start(self._answer(message, call))
-        return True
+        return CALLS.get((message.member or "", message.signature))
 
     async def _answer(self, message: Message, call: _Call) -> None:
         bus = self._bus
@@ -174,18 +208,17 @@ class Bus:
             return
         gives: tuple[int, ...] = ()
         try:
-            if call.for_root:
-                await self._want_root(message.sender or "")
+            await self._want_leave(message, call.action)
             answer = await call.do(self, message)
             gives = answer.gives
             reply = Message.new_method_return(
-                message, answer.signature, answer.body, list(answer.gives)
+                message, answer.signature, sendable(answer.body), list(answer.gives)
             )
         except CryptbackError as exc:
-            text = f"{exc.sentence}\n{exc.hint}"
+            text = sendable(f"{exc.sentence}\n{exc.hint}")
             reply = Message.new_error(message, f"{NAME}.Error.{type(exc).__name__}", text)
         except DBusError as exc:
-            reply = Message.new_error(message, f"{NAME}.Error.Refused", f"{exc.text}\n")
+            reply = Message.new_error(message, f"{NAME}.Error.Refused", sendable(f"{exc.text}\n"))
         try:
             if bus.connected and not message.flags & MessageFlag.NO_REPLY_EXPECTED:
                 await bus.send(reply)
@@ -193,14 +226,35 @@ class Bus:
             for fd in gives:
                 os.close(fd)
 
-    async def _want_root(self, sender: str) -> None:
+    async def _want_leave(self, message: Message, action: Action | None) -> None:
+        """Raise Refused unless the sender may do *action*; None: everybody may."""
+        if action is None:
+            return
+        sender = message.sender or ""
         (user,) = await self._ask_bus("GetConnectionUnixUser", "s", [sender])
-        if user != 0:
-            raise Refused("Only root may ask for that.", "Try it with sudo.")
+        drive = ""
+        if action is not Action.MANAGE and user != 0:
+            drive = message.body[0]
+            action = action_for(action, self.service.owner(drive), user)
+        allowed = message.flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION
+        await self._authority.want(sender, user, action, drive, interactive=bool(allowed))
+
+    async def _ask(self, message: Message) -> Message | None:
+        """The reply to a call of ours, with its descriptors; None when the bus is gone."""
+        bus = self._bus
+        if bus is None:
+            return None
+        message.serial = bus.next_serial()
+        self._awaited.add(message.serial)
+        try:
+            return await bus.call(message)
+        except (OSError, EOFError):
+            return None
+        finally:
+            self._awaited.discard(message.serial)
 
     async def _ask_bus(self, member: str, signature: str, body: list[Any]) -> list[Any]:
-        assert self._bus is not None
-        reply = await self._bus.call(
+        reply = await self._ask(
             Message(
                 destination="org.freedesktop.DBus",
                 path="/org/freedesktop/DBus",
@@ -264,8 +318,15 @@ class Bus:
         return _Answer("s", [job.id])
 
     async def hand_over(self, message: Message) -> _Answer:
-        """HandOver."""
-        return _Answer("h", [0], (self.service.hand_over(*message.body),))
+        """HandOver; only who asked for an init gets its pipes."""
+        run, purpose = message.body
+        if all(job.id != run for job in self._enrolling.get(message.sender or "", [])):
+            raise Refused("No passphrase is wanted from you for that.")
+        return _Answer("h", [0], (self.service.hand_over(run, purpose),))
+
+    async def introspect(self, message: Message) -> _Answer:
+        """Introspect, of the standard interface."""
+        return _Answer("s", [_PARENTS.get(message.path or "") or interface.XML])
 
     async def _mind_client(self, client: str, job: Job) -> None:
         """End *job* when *client* leaves the bus before the drive is enrolled."""
@@ -304,20 +365,23 @@ class Bus:
 
 class _Call(NamedTuple):
     do: Callable[[Bus, Message], Awaitable[_Answer]]
-    for_root: bool
+    action: Action | None = None
+    """What polkit is asked for; None: everybody may."""
 
 
-_CALLS: dict[tuple[str, str], _Call] = {
-    ("ListDrives", ""): _Call(Bus.list_drives, False),
-    ("GetDrive", "s"): _Call(Bus.get_drive, False),
-    ("GetHistory", "su"): _Call(Bus.get_history, False),
-    ("Run", "sa{sv}"): _Call(Bus.run, True),
-    ("Cancel", "s"): _Call(Bus.cancel, True),
-    ("Eject", "s"): _Call(Bus.eject, True),
-    ("Survey", "sa{sv}"): _Call(Bus.survey, True),
-    ("Init", "sa{sv}"): _Call(Bus.init, True),
-    ("HandOver", "ss"): _Call(Bus.hand_over, True),
+_INTROSPECT = _Call(Bus.introspect)
+CALLS: dict[tuple[str, str], _Call] = {
+    ("ListDrives", ""): _Call(Bus.list_drives),
+    ("GetDrive", "s"): _Call(Bus.get_drive),
+    ("GetHistory", "su"): _Call(Bus.get_history),
+    ("Run", "sa{sv}"): _Call(Bus.run, Action.RUN),
+    ("Cancel", "s"): _Call(Bus.cancel, Action.CANCEL),
+    ("Eject", "s"): _Call(Bus.eject, Action.EJECT),
+    ("Survey", "sa{sv}"): _Call(Bus.survey, Action.MANAGE),
+    ("Init", "sa{sv}"): _Call(Bus.init, Action.MANAGE),
+    ("HandOver", "ss"): _Call(Bus.hand_over),  # a pipe is given to who asked for the init alone
 }
+"""Each method and its signature, and who may call it: the table in docs/dbus.md."""
 
 
 def _plain(options: dict[str, Variant]) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 One SQLite file below the state directory, written with ``synchronous=FULL``, so that what
 was recorded survives a loss of power.  The database is never a reason not to back up: one
 that can't be read is moved aside, and when nothing can be written the history goes on in
-memory; either is told to the journal.
+memory; either is told to the journal.  Which run was the last is known from the order in which
+they were recorded: a clock may be set back between two of them.
 """
 
 from __future__ import annotations
@@ -19,8 +20,18 @@ import attrs
 from ..model import JobKind, LedgerEntry, Outcome, RunResult
 from ..text import printable
 from .policy import Past
+from .schedule import Moment
 
-_VERSION = 2
+_VERSION = 3
+_MOMENTS = """
+CREATE TABLE moments (
+    entry TEXT NOT NULL,
+    what TEXT NOT NULL,
+    said REAL NOT NULL,
+    counts REAL NOT NULL,
+    PRIMARY KEY (entry, what)
+);
+"""
 _SCHEMA = """
 CREATE TABLE runs (
     id TEXT PRIMARY KEY,
@@ -61,13 +72,14 @@ CREATE TABLE ledger (
 );
 """
 
-_FROM_1 = """
-BEGIN;
+_STEPS = {
+    1: """
 ALTER TABLE runs ADD COLUMN touched INTEGER NOT NULL DEFAULT 1;
 UPDATE runs SET touched = 0 WHERE outcome = 'skipped';
-PRAGMA user_version = 2;
-COMMIT;
-"""
+""",
+    2: _MOMENTS,
+}
+"""What makes a schema of this version one of the next."""
 
 
 @attrs.frozen
@@ -188,24 +200,48 @@ class History:
     def last(self, entry: str) -> Run | None:
         """The last run of *entry* that has ended."""
         rows = self._ask(
-            "WHERE entry = ? AND finished IS NOT NULL ORDER BY finished DESC, rowid DESC LIMIT 1",
+            "WHERE entry = ? AND finished IS NOT NULL ORDER BY rowid DESC LIMIT 1",
             (entry,),
         )
         return _run(rows[0]) if rows else None
 
+    def last_attempt(self, entry: str) -> float:
+        """When the last run of *entry* ended that was not skipped (Unix time; 0: never)."""
+        rows = self._execute(
+            "SELECT finished FROM runs WHERE entry = ? AND finished IS NOT NULL"
+            " AND outcome != 'skipped' ORDER BY rowid DESC LIMIT 1",
+            (entry,),
+        )
+        return float(rows[0][0]) if rows else 0.0
+
     def last_success(self, entry: str) -> float:
         """When the last run of *entry* that made a version ended (Unix time; 0: never)."""
         rows = self._execute(
-            "SELECT max(finished) FROM runs WHERE entry = ? AND version != ''"
-            " AND outcome IN ('done', 'warnings')",
+            "SELECT finished FROM runs WHERE entry = ? AND version != ''"
+            " AND outcome IN ('done', 'warnings') ORDER BY rowid DESC LIMIT 1",
             (entry,),
         )
-        return float(rows[0][0] or 0)
+        return float(rows[0][0]) if rows else 0.0
+
+    def moment(self, entry: str, what: str) -> Moment | None:
+        """A moment of *entry* that is kept (see ``schedule``)."""
+        rows = self._execute(
+            "SELECT said, counts FROM moments WHERE entry = ? AND what = ?", (entry, what)
+        )
+        return Moment(*rows[0]) if rows else None
+
+    def keep_moment(self, entry: str, what: str, moment: Moment) -> None:
+        """Keep a moment, in the place of the one before."""
+        self._write(
+            "INSERT OR REPLACE INTO moments VALUES (?, ?, ?, ?)",
+            (entry, what, moment.said, moment.counts),
+        )
 
     def past(self, entry: str, insertion: Insertion) -> list[Past]:
         """The runs of *entry* in this insertion, as the policy wants to know them."""
         rows = self._execute(
-            "SELECT outcome, interrupted FROM runs WHERE entry = ? AND boot_id = ? AND diskseq = ?",
+            "SELECT outcome, interrupted FROM runs WHERE entry = ? AND boot_id = ? AND diskseq = ?"
+            " ORDER BY rowid",
             (entry, insertion.boot_id, insertion.diskseq),
         )
         return [Past(Outcome(row[0]) if row[0] else None, bool(row[1])) for row in rows]
@@ -214,7 +250,7 @@ class History:
         """The last run in this insertion, of any entry, that touched the drive and has ended."""
         rows = self._ask(
             "WHERE boot_id = ? AND diskseq = ? AND finished IS NOT NULL AND touched"
-            " ORDER BY finished DESC, rowid DESC LIMIT 1",
+            " ORDER BY rowid DESC LIMIT 1",
             (insertion.boot_id, insertion.diskseq),
         )
         return _run(rows[0]) if rows else None
@@ -274,8 +310,9 @@ class History:
             version = db.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:
                 _create(db)
-            elif version == 1:
-                db.executescript(_FROM_1)
+            elif version in _STEPS:
+                steps = "".join(_STEPS[step] for step in range(version, _VERSION))
+                _change(db, steps)
             elif version != _VERSION:
                 raise _UnknownVersion(f"its schema has version {version}")
             elif db.execute("PRAGMA quick_check").fetchone()[0] != "ok":
@@ -313,4 +350,8 @@ class _UnknownVersion(Exception):
 
 
 def _create(db: sqlite3.Connection) -> None:
-    db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+    _change(db, _SCHEMA + _MOMENTS)
+
+
+def _change(db: sqlite3.Connection, steps: str) -> None:
+    db.executescript(f"BEGIN; {steps} PRAGMA user_version = {_VERSION}; COMMIT;")

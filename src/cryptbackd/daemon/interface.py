@@ -29,7 +29,7 @@ XML = """\
       <arg name="limit" type="u" direction="in"/>
       <arg name="runs" type="aa{sv}" direction="out"/>
     </method>
-    <!-- For root. -->
+    <!-- For whom polkit allows it: docs/dbus.md. -->
     <method name="Run">
       <arg name="name" type="s" direction="in"/>
       <arg name="options" type="a{sv}" direction="in"/>
@@ -65,6 +65,10 @@ XML = """\
     <signal name="JobFinished">
       <arg name="run" type="s"/>
       <arg name="result" type="a{sv}"/>
+    </signal>
+    <signal name="Reminder">
+      <arg name="name" type="s"/>
+      <arg name="days" type="u"/>
     </signal>
   </interface>
 </node>

@@ -72,6 +72,11 @@ class Job:
         return self.kind in (JobKind.INIT, JobKind.BACKUP)
 
     @property
+    def begins_again(self) -> bool:
+        """Whether it is something that is done again by itself: it has an entry."""
+        return self.kind is JobKind.BACKUP or self.enrolled
+
+    @property
     def doomed(self) -> bool:
         """Whether its worker was killed and only has to be gone."""
         return self.pulled or bool(self.broke_off)

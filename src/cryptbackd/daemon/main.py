@@ -62,6 +62,7 @@ class _Daemon:
         self._manager.stopping()
         watch.close()
         await service.supervisor.stop_all()
+        service.timetable.close()
         self._show_status()
         if self._bus is not None:
             self._bus.close()
@@ -85,6 +86,8 @@ class _Daemon:
             bus.close()
             return
         self._bus = bus
+        self._service.work_changed = bus.work_changed
+        self._service.remind = bus.remind
 
     def _drive_changed(self, name: str) -> None:
         if self._bus is not None:

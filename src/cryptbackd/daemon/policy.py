@@ -1,4 +1,4 @@
-"""Should an arrival run?  One insertion is one run.
+"""Should an arrival run?  One insertion is one run, unless its entry asks for more.
 
 An insertion is (boot id, ``DISKSEQ``): it lasts from the plugging of a disk to its pulling.
 What has come to an end in it, however it ended, isn't begun again by itself; what was
@@ -55,7 +55,7 @@ def automatic(
     go; *candidates*: how many devices show its UUID now; *since_success*: seconds since its
     last success (None: never), *at_most*: the least such time that it wants.
     """
-    if any(run.outcome is None and not run.interrupted for run in past):
+    if any(_goes_on(run) for run in past):
         return Verdict.GOING_ON
     if ejected or any(not run.interrupted for run in past):
         return Verdict.FINISHED
@@ -66,6 +66,33 @@ def automatic(
     if at_most is not None and since_success is not None and 0 <= since_success < at_most:
         return Verdict.TOO_SOON
     return Verdict.RUN
+
+
+class Again(Enum):
+    """What becomes of a drive that stays in and whose entry asks for ``when.repeat``."""
+
+    NOW = "now"
+    """A run that the clock began was broken off: it is taken up."""
+    WHEN_DUE = "when due"
+    NOT = "not"
+
+
+def again(past: Sequence[Past], *, ejected: bool = False, candidates: int = 1) -> Again:
+    """Whether the clock may begin a further run in this insertion; arguments as above."""
+    if ejected or candidates != 1 or any(_goes_on(run) for run in past):
+        return Again.NOT
+    broken_off = 0
+    for run in reversed(past):
+        if not run.interrupted:
+            break
+        broken_off += 1
+    if broken_off == len(past) or broken_off >= MAX_INTERRUPTIONS:
+        return Again.NOT  # the first run of the insertion is not the clock's business
+    return Again.NOW if broken_off else Again.WHEN_DUE
+
+
+def _goes_on(run: Past) -> bool:
+    return run.outcome is None and not run.interrupted
 
 
 def candidates(devices: Iterable[Device], uuid: str) -> list[Device]:

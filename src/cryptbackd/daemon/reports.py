@@ -50,9 +50,11 @@ def ended(
     interrupted: bool,
     present: bool,
     stuck: tuple[str, ...] = (),
+    asleep: bool = False,
 ) -> list[Line]:
     """The last lines of a run; the very last has its outcome.
 
+    *asleep*: it was interrupted for the computer's sleep, and not by the end of the service.
     *present*: the drive is still here.  With something *stuck* (not locked) no line has an
     outcome: it is not over.
     """
@@ -64,11 +66,11 @@ def ended(
     elif present and not stuck and result.touched:
         lines.append(Line(f"It was not proven that {name} may be unplugged.", Priority.WARNING))
     outcome = None if stuck else result.outcome
-    lines.append(attrs.evolve(_last(name, result, seconds, interrupted), outcome=outcome))
+    lines.append(attrs.evolve(_last(name, result, seconds, interrupted, asleep), outcome=outcome))
     return lines
 
 
-def _last(name: str, result: RunResult, seconds: float, interrupted: bool) -> Line:
+def _last(name: str, result: RunResult, seconds: float, interrupted: bool, asleep: bool) -> Line:
     told = f"{result.sentence} {result.hint}".strip()
     numbers = f"{summary(result, seconds)}." if result.version else told
     match result.outcome:
@@ -86,6 +88,12 @@ def _last(name: str, result: RunResult, seconds: float, interrupted: bool) -> Li
             )
         case Outcome.SKIPPED:
             return Line(f"{name}: skipped: {told}")
+        case Outcome.CANCELLED if interrupted and asleep:
+            return Line(
+                f"{name}: interrupted, because the computer goes to sleep or shuts down; it begins"
+                " again when it is back.",
+                message="run_interrupted",
+            )
         case Outcome.CANCELLED if interrupted:
             return Line(
                 f"{name}: interrupted, because the service stops; it begins again with it.",

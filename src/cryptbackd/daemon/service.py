@@ -23,16 +23,18 @@ from ..errors import (
     DriveAbsent,
     Refused,
 )
-from ..model import Device, JobKind, Outcome, RunResult, StopReason
-from ..text import ago, printable
+from ..model import Device, JobKind, Outcome, Phase, RunResult, StopReason
+from ..text import ago, count, printable
 from . import entries, jobs, journal, policy, reports
 from .history import History, Insertion, Run
 from .jobs import Job
 from .keys import sources
-from .policy import Verdict
+from .policy import Again, Verdict
+from .sleep import Sleep
 from .status import DriveView, State
 from .supervisor import Supervisor
 from .tasks import Tasks
+from .timetable import Timetable
 from .watch import Seen
 
 INIT_OPTIONS: dict[str, object] = {
@@ -49,6 +51,9 @@ INIT_OPTIONS: dict[str, object] = {
     "pbkdf_iterations": None,
 }
 """What an init can be told, with the defaults (see ``protocol.Start``)."""
+_NUMBERS = ("size", "pbkdf_memory", "pbkdf_iterations")
+PLAIN_RUN: dict[str, Any] = {"full": False, "accept": False}
+"""What a run that nobody asked for is told."""
 
 
 @attrs.define
@@ -56,15 +61,20 @@ class Service:
     """Call :meth:`start` once the sweep is through, then feed it arrivals and removals.
 
     *drive_changed* gets the name of each drive about which something is new, and
-    *job_finished* each job that is over.
+    *job_finished* each job that is over.  *work_changed* is called when a job has come or
+    gone, *remind* gets the name of a drive that was not backed up to for so many days.
     """
 
     history: History
     boot_id: str
     drive_changed: Callable[[str], None]
     job_finished: Callable[[Job, RunResult], None]
+    work_changed: Callable[[], None] = lambda: None
+    remind: Callable[[str, int], None] = lambda _name, _days: None
     supervisor: Supervisor = attrs.field(init=False)
     store: entries.EntryStore = attrs.field(init=False)
+    timetable: Timetable = attrs.field(init=False)
+    sleep: Sleep = attrs.field(init=False)
     _present: dict[str, Seen] = attrs.field(factory=dict)
     _told: set[tuple[int, str, Verdict]] = attrs.field(factory=set)
     _tasks: Tasks = attrs.field(factory=Tasks)
@@ -78,7 +88,11 @@ class Service:
             ended=self._ended,
             present=self._is_present,
         )
-        self.store = entries.EntryStore(_complain, _keep_markers, _remark)
+        self.store = entries.EntryStore(_complain, self._entries_changed, _remark)
+        self.timetable = Timetable(
+            self.history, self.store, self._again, self._begin_again, self._is_busy, self._remind
+        )
+        self.sleep = Sleep(self.supervisor, self._take_up, self._consider_all)
 
     # What udev tells.
 
@@ -93,6 +107,7 @@ class Service:
                 self._changed_uuid(before.device.uuid)
             return
         self._present[node] = seen
+        self.timetable.soon()
         if before is not None and before.device.uuid != seen.device.uuid:
             self._changed_uuid(before.device.uuid)
         self._consider(seen.device.uuid)
@@ -108,6 +123,7 @@ class Service:
         for uuid in {seen.device.uuid for seen in gone}:
             self._changed_uuid(uuid)
             self._consider(uuid)
+        self.timetable.soon()
         if self.supervisor.stuck:
             self._tasks.start(self._sweep_stuck())
 
@@ -123,14 +139,13 @@ class Service:
                 self.supervisor.pulled(job.device.node)
         # All of them first: a second device with the same UUID must be seen before one runs.
         self._present.update(by_node)
-        for uuid in sorted({seen.device.uuid for seen in by_node.values()}):
-            self._consider(uuid)
+        self._consider_all()
 
     def reload(self) -> None:
         """Read every entry anew, and look again at what is plugged in."""
         self.store.forget()
-        for uuid in {entry.uuid for entry in self.store.now().good.values()}:
-            self._consider(uuid)
+        self.store.now()
+        self._consider_all()
 
     # What people ask.
 
@@ -140,7 +155,8 @@ class Service:
         Raises UnknownDrive, ConfigError, DriveAbsent, Busy and Refused.
         """
         entry = self.store.get(name)
-        if any(job.name == name for job in self.supervisor.jobs()):
+        self._want_awake()
+        if self._is_busy(name):
             raise Busy(
                 f"Something is already going on with {name}.",
                 f"See `cryptback status {name}`; `cryptback cancel {name}` stops it.",
@@ -177,6 +193,8 @@ class Service:
         for disk in {each.device.diskseq: each for each in seen}.values():
             diskseq = disk.device.diskseq
             self.history.eject(Insertion(self.boot_id, diskseq))
+            self.sleep.forget(diskseq)
+            self.timetable.soon()
             going_on = self.supervisor.on_disk(diskseq)
             if not going_on:
                 idle = self._job(JobKind.RELEASE, name, disk)
@@ -189,7 +207,8 @@ class Service:
         return ending
 
     async def survey(self, seen: Seen, options: dict[str, Any]) -> dict[str, object]:
-        """What is on a device.  Raises Busy, and whatever the worker ended with."""
+        """What is on a device.  Raises Busy, Refused, and whatever the worker ended with."""
+        _check_options(options)
         self._want_idle(seen)
         job = self._job(JobKind.SURVEY, str(options.get("name") or "survey"), seen)
         job.options = options
@@ -204,9 +223,7 @@ class Service:
 
         Raises Busy, Refused and ConfigError.
         """
-        unknown = set(options) - set(INIT_OPTIONS)
-        if unknown:
-            raise Refused(f"An init has no option {printable(sorted(unknown)[0], 40)}.")
+        _check_options(options)
         options = {**INIT_OPTIONS, **options}
         options["container"] = options["container"] or None  # D-Bus has no null
         name = config.check_name(str(options["name"]))
@@ -237,6 +254,16 @@ class Service:
         """Who asked for the init *job* is gone: without them it can't be enrolled."""
         if not job.over.done() and not job.enrolled:
             self.supervisor.stop(job, StopReason.CANCEL)
+
+    def owner(self, name: str) -> str | None:
+        """Whose the drive *name* is; None: nobody's in particular.  Raises UnknownDrive.
+
+        Where that can't be told (a bad entry, or none yet) it is root's.
+        """
+        known = self.store.now()
+        if name in known.bad or (name not in known.good and self._is_busy(name)):
+            return "root"
+        return self.store.get(name).owner
 
     def views(self) -> list[DriveView]:
         """Every drive as it is now, by name: those with an entry, and those being enrolled."""
@@ -314,8 +341,15 @@ class Service:
             if entry.uuid == uuid:
                 self.drive_changed(name)
 
+    def _consider_all(self) -> None:
+        for uuid in sorted({device.uuid for device in self._devices()}):
+            self._consider(uuid)
+        self.timetable.soon()
+
     def _consider(self, uuid: str) -> None:
         """A device with this UUID is here, or is the only one now: should something run?"""
+        if self.supervisor.refuses:
+            return
         here = policy.candidates(self._devices(), uuid)
         if not here:
             return
@@ -323,7 +357,7 @@ class Service:
             if entry.uuid != uuid:
                 continue
             self.drive_changed(name)
-            if any(job.name == name for job in self.supervisor.jobs()):
+            if self._is_busy(name):
                 continue
             for device in here:
                 if self._begin_if_wanted(name, entry, self._present[device.node], len(here)):
@@ -340,12 +374,48 @@ class Service:
             at_most=entry.when.at_most,
         )
         if verdict is Verdict.RUN:
-            self._submit_backup(name, entry, seen, {"full": False, "accept": False})
+            self._submit_backup(name, entry, seen, PLAIN_RUN)
             return True
         if verdict is Verdict.TOO_SOON:
             self._skip(name, insertion, time.time() - last)
         self._tell(verdict, name, seen.device)
         return False
+
+    # What the clock asks for.
+
+    def _is_busy(self, name: str) -> bool:
+        return any(job.name == name for job in self.supervisor.jobs())
+
+    def _again(self, name: str, entry: config.Entry) -> Again:
+        """Whether the clock may begin a run of an entry, as things are now."""
+        here = policy.candidates(self._devices(), entry.uuid)
+        if len(here) != 1 or self.supervisor.refuses:
+            return Again.NOT
+        insertion = Insertion(self.boot_id, here[0].diskseq)
+        return policy.again(
+            self.history.past(name, insertion), ejected=self.history.ejected(insertion)
+        )
+
+    def _begin_again(self, name: str, entry: config.Entry) -> None:
+        self._submit_backup(name, entry, self._the_one(name, entry), PLAIN_RUN)
+
+    def _remind(self, name: str, days: int) -> None:
+        journal.log(
+            f"{name} has not been backed up to for {count(days, 'day') if days else 'some hours'}.",
+            journal.Priority.WARNING,
+            message="reminder",
+            drive=name,
+        )
+        self.remind(name, days)
+
+    def _take_up(self, job: Job) -> None:
+        """Do again what the computer's sleep has interrupted, if its drive is still in."""
+        entry = self.store.now().good.get(job.name)
+        seen = self._present.get(job.device.node)
+        if entry is None or seen is None or self._is_busy(job.name):
+            return
+        if seen.device.diskseq == job.device.diskseq:
+            self._submit_backup(job.name, entry, seen, job.options)
 
     def _skip(self, name: str, insertion: Insertion, since: float) -> None:
         now = time.time()
@@ -391,7 +461,12 @@ class Service:
             )
         return self._present[here[0].node]
 
+    def _want_awake(self) -> None:
+        if self.supervisor.refuses:
+            raise Refused(self.supervisor.refuses, "Try it again afterwards.")
+
     def _want_idle(self, seen: Seen) -> None:
+        self._want_awake()
         going_on = self.supervisor.on_disk(seen.device.diskseq)
         if going_on:
             raise Busy(
@@ -420,6 +495,9 @@ class Service:
             self.store.now()  # makes the marker of the new drive
         self.job_finished(job, result)
         self._job_changed(job)
+        self.work_changed()
+        self.sleep.job_ended(job, result)
+        self.timetable.soon()
         # Plugged in anew while the worker of the last insertion was still dying?
         entry = self.store.now().good.get(job.name)
         if entry is not None and job.device.diskseq not in {
@@ -427,7 +505,13 @@ class Service:
         }:
             self._consider(entry.uuid)
 
+    def _entries_changed(self, known: config.Entries) -> None:
+        _keep_markers(known)
+        self.timetable.soon()
+
     def _job_changed(self, job: Job) -> None:
+        if job.phase is Phase.STARTING:
+            self.work_changed()
         if job.recorded:
             self.drive_changed(job.name)
 
@@ -436,6 +520,19 @@ class Service:
         await self.supervisor.sweep_stuck()
         for name in names:
             self.drive_changed(name)
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """Raise Refused for an option of an init that there is not, or that has a wrong type."""
+    for key, value in options.items():
+        if key not in INIT_OPTIONS:
+            raise Refused(f"An init has no option {printable(key, 40)}.")
+        wanted = type(INIT_OPTIONS[key])
+        if INIT_OPTIONS[key] is None:
+            wanted = int if key in _NUMBERS else str
+        items = value if isinstance(value, list) else []
+        if type(value) is not wanted or not all(isinstance(item, str) for item in items):
+            raise Refused(f"The option {key} of an init has the wrong type.")
 
 
 def _absent(name: str) -> DriveAbsent:
@@ -449,7 +546,7 @@ def _complain(name: str, fault: ConfigError) -> None:
 def _remark(name: str, keys: tuple[str, ...]) -> None:
     journal.log(
         f"{name}: {', '.join(keys)} in its entry has no effect in this version: every version is"
-        " kept, and a backup is made when the drive is plugged in or `cryptback run` asks for it.",
+        " kept, and nothing is read back.",
         journal.Priority.WARNING,
         drive=name,
     )

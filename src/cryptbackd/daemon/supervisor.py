@@ -27,6 +27,7 @@ from .sweep import sweep
 from .tasks import Tasks
 from .worker_process import WorkerProcess
 
+_ASLEEP = "The computer goes to sleep or shuts down."
 _UDEV_IS_LATE = 2.0
 """Seconds between the first errors of a drive that is pulled and udev's event, at most."""
 
@@ -53,7 +54,8 @@ class Supervisor:
     _company: Tasks = attrs.field(factory=Tasks)
     """What accompanies jobs, and is cancelled at their end."""
     _sweeps: dict[str, asyncio.Lock] = attrs.field(factory=dict)
-    _stopping: bool = False
+    refuses: str = ""
+    """Why nothing is begun now; ends a sentence."""
 
     def jobs(self) -> Iterator[Job]:
         """Every job that is not over, those that run first."""
@@ -76,8 +78,8 @@ class Supervisor:
     def submit(self, job: Job) -> None:
         """Do *job* as soon as its disk is free."""
         sequence = job.device.diskseq
-        if self._stopping:
-            self._drop(job, jobs.cancelled_result("The service is being stopped."))
+        if self.refuses:
+            self._drop(job, jobs.cancelled_result(self.refuses))
         elif sequence in self._running:
             self._queues.setdefault(sequence, deque()).append(job)
             self.changed(job)
@@ -118,10 +120,22 @@ class Supervisor:
 
     async def stop_all(self) -> None:
         """Stop everything in order for the end of the service; returns when all is over."""
-        self._stopping = True
+        self.refuses = "The service is being stopped."
         for job in list(self.jobs()):
             self.stop(job, StopReason.SERVICE_STOP)
         await self._tasks.all_ended()
+
+    def fall_asleep(self) -> None:
+        """Stop everything in order for the computer's sleep; begin nothing until it is over."""
+        self.refuses = self.refuses or _ASLEEP
+        # Those that wait first, or the end of the running one would begin them.
+        for job in reversed(list(self.jobs())):
+            self.stop(job, StopReason.SLEEP)
+
+    def wake_up(self) -> None:
+        """Begin jobs again, unless the service is being stopped."""
+        if self.refuses == _ASLEEP:
+            self.refuses = ""
 
     async def sweep_stuck(self) -> None:
         """Try again to lock what could not be locked before; what is clean is told."""
@@ -172,7 +186,7 @@ class Supervisor:
         if job.stop is not None or not self.present(job.device):
             # It was asked to, or the drive left, while that sweep went on.
             if job.stop is not None:
-                job.interrupted = job.stop is StopReason.SERVICE_STOP
+                job.interrupted = job.stop.is_taken_up and job.begins_again
                 return jobs.cancelled_result("It was stopped before anything was touched.")
             return jobs.absent_result()
         try:
@@ -197,9 +211,8 @@ class Supervisor:
             if result.error == "DriveFailed" and await self._has_left(job):
                 result = jobs.pulled_result(job)
                 result.warnings = list(job.warnings)
-            job.interrupted = (
-                result.outcome is Outcome.CANCELLED and job.stop is StopReason.SERVICE_STOP
-            )
+            if job.stop is not None and job.stop.is_taken_up:
+                job.interrupted = result.outcome is Outcome.CANCELLED and job.begins_again
             return result
         job.interrupted = True
         result = jobs.pulled_result(job) if job.pulled else jobs.death_result(job, status)
@@ -354,6 +367,7 @@ class Supervisor:
             result,
             seconds=job.seconds,
             interrupted=job.interrupted,
+            asleep=job.stop is StopReason.SLEEP,
             present=self.present(job.device),
             stuck=self.stuck.get(job.name, ()),
         )

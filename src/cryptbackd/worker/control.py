@@ -25,6 +25,7 @@ _STOPPED = {
     StopReason.CANCEL: "It was cancelled.",
     StopReason.EJECT: "It was stopped because the drive was to be ejected.",
     StopReason.SERVICE_STOP: "It was interrupted because the service was stopped.",
+    StopReason.SLEEP: "It was interrupted because the computer goes to sleep or shuts down.",
 }
 
 

@@ -1,0 +1,65 @@
+"""A stranger on the bus: what they send ends nothing, costs little, and keeps nobody waiting."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests import hostile
+from tests.machine import Machine
+from tests.vm.runs import PATIENCE, UNIT, drive, ended
+
+HOSTILE = Path(hostile.__file__).read_bytes()
+STOP = "/run/stop-looking"
+AT_MOST = 1.0
+"""Seconds within which others are answered."""
+
+
+def descriptors(vm: Machine) -> int:
+    """How many descriptors the daemon has open."""
+    pid = vm.run(["systemctl", "show", "-P", "MainPID", UNIT]).out.strip()
+    return len(vm.run(["ls", f"/proc/{pid}/fd"]).out.split())
+
+
+@pytest.mark.parametrize(
+    "user",
+    [pytest.param("me", id="ordinary"), pytest.param(None, id="root", marks=pytest.mark.slow)],
+)
+@pytest.mark.parametrize("attack", list(hostile.ATTACKS))
+def test_stranger_keeps_nobody_waiting_and_leaks_no_descriptor(
+    enrolled: Machine,
+    attack: str,
+    user: str | None,
+    record_property: Callable[[str, object], None],
+) -> None:
+    # The bus itself complains of a client that wants too many answers at once.
+    enrolled.expect_journal("maximum number of pending replies")
+    assert drive(enrolled)["state"] == "absent"
+    before = descriptors(enrolled)
+    daemon = enrolled.run(["systemctl", "show", "-P", "MainPID", UNIT]).out
+    python = ["python3", "-I", "-"]
+    looking = enrolled.spawn([*python, "look", STOP], input=HOSTILE, user="me")
+    sent = json.loads(
+        enrolled.run([*python, attack], input=HOSTILE, user=user, timeout=PATIENCE).out
+    )
+    enrolled.run(["touch", STOP])
+    seen = json.loads(looking.wait(timeout=PATIENCE).out)
+    told = f"{seen['slowest']:.3f} s, of {seen['count']}, while {sent} messages were sent"
+    record_property(f"slowest answer to others ({attack})", told)
+    assert seen["slowest"] < AT_MOST, told
+    assert descriptors(enrolled) == before
+    assert enrolled.run(["systemctl", "show", "-P", "MainPID", UNIT]).out == daemon
+    assert not enrolled.journal(UNIT), "nothing happened to the daemon"
+
+
+def test_drive_is_backed_up_to_while_a_stranger_floods_the_bus(enrolled: Machine) -> None:
+    enrolled.expect_journal("maximum number of pending replies")
+    enrolled.push("/tmp/hostile.py", HOSTILE)
+    flood = enrolled.spawn("for i in 1 2 3; do python3 -I /tmp/hostile.py flood; done", user="me")
+    enrolled.stick("main").plug()
+    assert ended(enrolled)["CRYPTBACK_OUTCOME"] == "done"
+    flood.wait(timeout=PATIENCE, check=False)
+    assert drive(enrolled)["safe"]
