@@ -16,7 +16,7 @@ from tests.machine import Machine, layers, oracle, slots
 
 VM_TESTS = Path(__file__).parent / "vm"
 PROMISES = Path(__file__).parents[1] / "docs" / "promises.md"
-"""Names the tests that keep the promises of the README: those are in `make test`."""
+"""Names the tests that keep the promises of the README, and which of them are in `make test`."""
 
 SHARED_MACHINES = {"backed_up", "shared", "stopped"}
 """Fixtures with a machine for many tests: these run in one process, one after another."""
@@ -73,12 +73,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "vm: runs in the test machine (all of tests/vm does)")
     config.addinivalue_line(
         "markers",
-        "slow: only in `make test-all`; what is not named in docs/promises.md has this mark anyway",
+        "slow: only in `make test-all`; docs/promises.md says which tests are not",
     )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    promised = set(re.findall(r"::(test_\w+)`", PROMISES.read_text()))
+    promised = set(re.findall(r"::(test_\w+)` \|$", PROMISES.read_text(), re.MULTILINE))
     for item in items:
         if item.path.is_relative_to(VM_TESTS):
             item.add_marker(pytest.mark.vm)

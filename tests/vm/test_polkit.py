@@ -71,8 +71,8 @@ def test_active_local_user_may_run_cancel_and_eject_a_drive(
     assert outcomes(enrolled) == ["done", "done"]
     stick.pull()
     random_files(enrolled, 4, 8)
-    stick.throttle(2 << 20)
     syncing(enrolled, stick)
+    stick.throttle(2 << 20)
     told = at_the_seat(enrolled, "cryptback", "cancel", "home", timeout=PATIENCE).out
     assert "Everything is locked." in told
     stick.throttle(0)

@@ -35,6 +35,13 @@ CALL += ["org.cryptback1.Manager"]
 EVIL = "evil\x1b]0;title\x07\x1b[31m\n<3>cryptbackd: forged"
 """A file name that would set a terminal's title and colour and begin a line of its own."""
 
+RUN_AGAIN = """
+busctl --quiet call org.cryptback1 /org/cryptback1 org.cryptback1.Manager Run 'sa{sv}' home 0
+manager='org.cryptback1 /org/cryptback1 org.cryptback1.Manager'
+until busctl call $manager GetDrive s home | grep -q '"state" s "idle"'; do sleep 0.2; done
+"""
+"""A run without the costs of the command line."""
+
 WAIT_FOR_STATUS = r"""
 until systemctl show -P StatusText cryptbackd | grep -E "$1"; do sleep 0.1; done
 """
@@ -345,7 +352,7 @@ def test_the_daemon_stays_small(
     enrolled.stick("main").plug()
     ended(enrolled)
     for _ in range(runs - 1):
-        enrolled.run(["cryptback", "run", "home"], timeout=PATIENCE)
+        enrolled.run(RUN_AGAIN, timeout=PATIENCE)
     assert settled(enrolled)["state"] == "idle"
     after = resident(enrolled)
     told = f"{after:.1f} MiB after {runs} runs ({before:.1f} MiB before the first)"

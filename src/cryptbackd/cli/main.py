@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import importlib
+
 import click
 
 from .. import __version__
 from ..errors import Cancelled
-from .cancel import cancel
-from .eject import eject
-from .history import history
-from .init import init
 from .output import complain
-from .run import run
-from .status import status
+
+VERBS = ("init", "status", "run", "cancel", "eject", "history")
+"""The modules of this folder that are commands, in the order of ``--help``."""
+
+
+class Verbs(click.Group):
+    """Imports the one verb that is asked for: the others would take longer than many a verb."""
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        """See ``click.Group``."""
+        return list(VERBS)
+
+    def get_command(self, _ctx: click.Context, name: str) -> click.Command | None:
+        """See ``click.Group``."""
+        if name not in VERBS:
+            return None
+        verb: click.Command = getattr(importlib.import_module(f".{name}", __package__), name)
+        return verb
 
 
 @click.group(
+    cls=Verbs,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 done, 3 done with warnings, 10 unknown drive, 11 busy, 12 wrong"
     " passphrase, 75 the drive is not here, 130 cancelled, 1 anything else.",
@@ -23,10 +38,6 @@ from .status import status
 @click.version_option(__version__, prog_name="cryptback")
 def cryptback() -> None:
     """Encrypted backups to USB drives: plug one in, and it is backed up to."""
-
-
-for _verb in (init, status, run, cancel, eject, history):
-    cryptback.add_command(_verb)
 
 
 def main() -> int:
