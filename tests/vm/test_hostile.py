@@ -14,8 +14,10 @@ from tests.vm.runs import PATIENCE, UNIT, drive, ended
 
 HOSTILE = Path(hostile.__file__).read_bytes()
 STOP = "/run/stop-looking"
-AT_MOST = 1.0
-"""Seconds within which others are answered."""
+AT_MOST = 10.0
+"""Seconds within which others are answered, by a daemon, a bus and a stranger that share one
+emulated processor; natively tests/unit/test_bus.py asks for one second.
+"""
 
 
 def descriptors(vm: Machine) -> int:
