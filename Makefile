@@ -29,11 +29,11 @@ unit: ## Run the unit tests (as root: an entry must be root's)
 
 vm: ## Run the tests in the machine that keep a promise of the README
 	@$(PYTHON) -m tests.machine build enrolled
-	@$(PYTHON) -m pytest -q tests/vm -m "not slow" -n $(JOBS) --dist loadgroup
+	@$(PYTHON) -m pytest -q tests/vm -m "not slow" -n $(JOBS)
 
 slow:
 	@$(PYTHON) -m tests.machine build enrolled
-	@$(PYTHON) -m pytest -q tests/vm -m slow -n $(JOBS) --dist loadgroup
+	@$(PYTHON) -m pytest -q tests/vm -m slow -n $(JOBS)
 
 test: ## Everything a change must pass: bootstrap, deb, lint, unit, vm
 	@.ci/steps bootstrap deb lint unit vm

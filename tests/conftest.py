@@ -18,9 +18,6 @@ VM_TESTS = Path(__file__).parent / "vm"
 PROMISES = Path(__file__).parents[1] / "docs" / "promises.md"
 """Names the tests that keep the promises of the README, and which of them are in `make test`."""
 
-SHARED_MACHINES = {"backed_up", "shared", "stopped"}
-"""Fixtures with a machine for many tests: these run in one process, one after another."""
-
 TIME_LIMIT = 300
 """Seconds for a test that says nothing else, without the building of layers."""
 
@@ -77,7 +74,6 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     promised = set(re.findall(r"::(test_\w+)` \|$", PROMISES.read_text(), re.MULTILINE))
     for item in items:
@@ -85,8 +81,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.vm)
             if getattr(item, "originalname", "") not in promised:
                 item.add_marker(pytest.mark.slow)
-            for fixture in SHARED_MACHINES & set(getattr(item, "fixturenames", ())):
-                item.add_marker(pytest.mark.xdist_group(fixture))
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(TIME_LIMIT, func_only=True))
     items.sort(key=_time_limit, reverse=True)  # what is long begins first, and ends with the rest
