@@ -12,8 +12,8 @@ from tests.vm.container import opened
 from tests.vm.runs import PATIENCE, drive, ended, history, now
 
 KERNEL_MISSES_IT = (
-    "^kernel: .*(I/O error|device offline|Synchronize Cache|Aborting journal|JBD2|lost"
-    "|EXT4-fs|BTRFS|FAT-fs|exFAT-fs|FAT read failed|bread failed)"
+    "^kernel: .*(I/O error|I/O to dead device|device offline|Synchronize Cache|Aborting journal"
+    "|JBD2|lost|EXT4-fs|BTRFS|FAT-fs|exFAT-fs|FAT read failed|bread failed)"
 )
 """What the kernel says of a stick that was pulled out while it was in use."""
 

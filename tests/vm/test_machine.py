@@ -64,7 +64,8 @@ def test_several_sticks_at_once(bare_vm: Machine) -> None:
 
 def test_slow_failing_and_hanging_stick(bare_vm: Machine) -> None:
     bare_vm.expect_journal(
-        "I/O error|device offline error|FAILED|Synchronize Cache|Dev sda: unable to read"
+        "I/O error|I/O to dead device|device offline error|FAILED|Synchronize Cache"
+        "|Dev sda: unable to read"
     )
     stick = bare_vm.stick("main", size=64 * MIB)
     stick.plug()
