@@ -21,7 +21,7 @@ from tests.vm.failing import (
     succeeds_next,
     tells,
 )
-from tests.vm.runs import MIB, PATIENCE, copied, drive, news, now, wait_news
+from tests.vm.runs import MIB, PATIENCE, copied, drive, ended, news, now, wait_news
 
 PULLED = "The drive was pulled out in the middle of the backup; the last complete version is whole."
 QUESTION = "until grep -qs Id=cryptback:home /run/systemd/ask-password/ask.*; do sleep 0.1; done"
@@ -165,6 +165,7 @@ def test_hanging_drive_harms_no_other_and_goes_on_when_it_answers(enrolled: Mach
     assert drive(vm)["state"] == "not-answering"
     vm.stick("main").throttle(0)
     vm.wait_journal("^home: The drive answers again", CRYPTBACK_DRIVE="home")
-    end = tells(vm, "", outcome="done", timeout=120)
+    end = ended(vm)
+    assert end["CRYPTBACK_OUTCOME"] == "done"
     assert end["MESSAGE"].startswith("home: finished: ")
     assert vm.journal(MESSAGE="You may unplug home now.")
