@@ -303,7 +303,7 @@ def test_a_strangers_text_reaches_no_terminal_and_no_journal_raw(enrolled: Machi
     path = f"/home/me/{EVIL}"
     enrolled.run(["/bin/sh", "-c", 'head -c 80M /dev/urandom > "$1"', "sh", path])
     stick = enrolled.stick("main")
-    hold(enrolled, stick)
+    hold(enrolled, stick, at_least=MIB)  # before, rsync may not have looked at it yet
     enrolled.run(["/bin/sh", "-c", 'echo more >> "$1"', "sh", path])
     go_on(enrolled)
     last = ended(enrolled)
