@@ -14,9 +14,9 @@ from tests.vm.runs import PATIENCE, UNIT, drive, ended
 
 HOSTILE = Path(hostile.__file__).read_bytes()
 STOP = "/run/stop-looking"
-AT_MOST = 10.0
+AT_MOST = 30.0
 """Seconds within which others are answered, by a daemon, a bus and a stranger that share one
-emulated processor; natively tests/unit/test_bus.py asks for one second.
+emulated processor (6.6 were seen); natively tests/unit/test_bus.py asks for one second.
 """
 
 
