@@ -18,6 +18,7 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Callable
 
 from .. import kernel, protocol
 from ..errors import CryptbackError, DriveFailed
@@ -93,23 +94,33 @@ def _worker(fd: int) -> int:
     return 0
 
 
+def _job(start: protocol.Start) -> Callable[[protocol.Start, Control], RunResult]:
+    """The job's function, of which alone the code is loaded."""
+    match start.job:
+        case JobKind.BACKUP:
+            from .jobs.backup import backup as job
+        case JobKind.INIT if start.options.get("adopt"):
+            from .jobs.adopt import enrol_again as job
+        case JobKind.INIT:
+            from .jobs.init import init as job
+        case JobKind.RELEASE:
+            from .jobs.release import let_go as job
+        case JobKind.PASSPHRASE:
+            from .jobs.passphrase import passphrase as job
+        case JobKind.ADOPT:
+            from .jobs.adopt import adopt as job
+        case JobKind.REPAIR:
+            from .jobs.repair import repair as job
+        case JobKind.LOOK:
+            from .jobs.look import look as job
+        case JobKind.SURVEY:
+            from .jobs.survey import survey as job
+    return job
+
+
 def _do(start: protocol.Start, control: Control) -> RunResult:
     try:
-        if start.job is JobKind.BACKUP:
-            from .jobs.backup import backup
-
-            return backup(start, control)
-        if start.job is JobKind.INIT:
-            from .jobs.init import init
-
-            return init(start, control)
-        if start.job is JobKind.RELEASE:
-            from .jobs.release import let_go
-
-            return let_go(start, control)
-        from .jobs.survey import survey
-
-        return survey(start, control)
+        return _job(start)(start, control)
     except CryptbackError as exc:
         return control.failed(exc)
     except OSError as exc:
