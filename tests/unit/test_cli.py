@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cryptbackd import errors
-from cryptbackd.cli import bus, follow, init, output, status
+from cryptbackd.cli import ask, bus, follow, output, status
 from cryptbackd.cli.main import main
 
 DRIVE = {
@@ -269,14 +269,14 @@ def on_a_pipe(content: bytes, read: Callable[[int], bytes]) -> bytes:
 
 @given(st.binary(min_size=1, max_size=512).filter(lambda b: b"\n" not in b and b"\0" not in b))
 def test_a_passphrase_is_one_line(passphrase: bytes) -> None:
-    assert on_a_pipe(passphrase + b"\nrest", init._one_line) == passphrase
-    assert on_a_pipe(passphrase, init._one_line) == passphrase
+    assert on_a_pipe(passphrase + b"\nrest", ask.one_line) == passphrase
+    assert on_a_pipe(passphrase, ask.one_line) == passphrase
 
 
 @pytest.mark.parametrize("wrong", [b"", b"\n", b"x" * 513, b"x" * 513 + b"\n", b"a\0b\n"])
 def test_what_is_no_passphrase_is_refused_without_being_shown(wrong: bytes) -> None:
     with pytest.raises(errors.Refused) as caught:
-        on_a_pipe(wrong, init._one_line)
+        on_a_pipe(wrong, ask.one_line)
     assert "xxx" not in str(caught.value)
     assert caught.value.__cause__ is None
 

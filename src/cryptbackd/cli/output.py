@@ -55,6 +55,15 @@ def want_root() -> None:
         raise Refused("Only root may ask for that.", "Try it with sudo.")
 
 
+def want_somebody(as_json: bool) -> None:
+    """Raise Refused where nobody can be asked whether to go on."""
+    if as_json or not sys.stdin.isatty():
+        raise Refused(
+            "Nobody can be asked whether to go on, as this is no terminal.",
+            "--yes goes on without asking.",
+        )
+
+
 def finish(verb: Callable[[], int], as_json: bool) -> None:
     """Do *verb* and leave the program with its exit code."""
     try:

@@ -70,7 +70,7 @@ class Bus:
     _timers: dict[str, asyncio.TimerHandle] = attrs.field(factory=dict)
     _again: set[str] = attrs.field(factory=set)
     _enrolling: dict[str, list[Job]] = attrs.field(factory=dict)
-    """The init jobs by the unique bus name of who asked for them."""
+    """The jobs that end with who asked for them, by the unique bus names of these."""
 
     async def connect(self) -> None:
         """Connect and take the name; raises OSError and DBusError."""
@@ -256,6 +256,32 @@ class Bus:
         """Init."""
         seen = self.resolve(message.body[0])
         job = self.service.init(seen, _plain(message.body[1]))
+        return await self._minded(message, job)
+
+    async def header(self, message: Message) -> _Answer:
+        """Header."""
+        return _Answer("s", [json.dumps(await self.service.look(message.body[0]))])
+
+    async def passphrase(self, message: Message) -> _Answer:
+        """Passphrase."""
+        job = self.service.passphrase(message.body[0], _plain(message.body[1]))
+        return await self._minded(message, job)
+
+    async def adopt(self, message: Message) -> _Answer:
+        """Adopt."""
+        return await self._minded(message, self.service.adopt(message.body[0]))
+
+    async def repair(self, message: Message) -> _Answer:
+        """Repair."""
+        options = _plain(message.body[1])
+        device = options.pop("device", "")
+        if options or not isinstance(device, str):
+            raise Refused("A repair has no such option.")
+        seen = self.resolve(device) if device else None
+        return _Answer("s", [self.service.repair(message.body[0], seen)])
+
+    async def _minded(self, message: Message, job: Job) -> _Answer:
+        """The id of *job*, which ends with whoever asked for it."""
         try:
             await self._mind_client(message.sender or "", job)
         except BaseException:
@@ -316,6 +342,10 @@ _CALLS: dict[tuple[str, str], _Call] = {
     ("Eject", "s"): _Call(Bus.eject, True),
     ("Survey", "sa{sv}"): _Call(Bus.survey, True),
     ("Init", "sa{sv}"): _Call(Bus.init, True),
+    ("Header", "s"): _Call(Bus.header, True),
+    ("Passphrase", "sa{sv}"): _Call(Bus.passphrase, True),
+    ("Adopt", "s"): _Call(Bus.adopt, True),
+    ("Repair", "sa{sv}"): _Call(Bus.repair, True),
     ("HandOver", "ss"): _Call(Bus.hand_over, True),
 }
 
