@@ -273,6 +273,11 @@ def test_a_passphrase_is_one_line(passphrase: bytes) -> None:
     assert on_a_pipe(passphrase, ask.one_line) == passphrase
 
 
+def test_two_passphrases_may_come_from_one_descriptor() -> None:
+    both = on_a_pipe(b"old\nnew\n", lambda fd: ask.one_line(fd) + b"|" + ask.one_line(fd))
+    assert both == b"old|new"
+
+
 @pytest.mark.parametrize("wrong", [b"", b"\n", b"x" * 513, b"x" * 513 + b"\n", b"a\0b\n"])
 def test_what_is_no_passphrase_is_refused_without_being_shown(wrong: bytes) -> None:
     with pytest.raises(errors.Refused) as caught:
@@ -304,12 +309,14 @@ def test_a_wrong_command_line_is_any_other_failure(
     assert cli(monkeypatch, *args) == 1
 
 
-@pytest.mark.parametrize("verb", ["run", "cancel", "eject"])
+@pytest.mark.parametrize(
+    "args", [["run"], ["cancel"], ["eject"], ["passphrase"], ["doctor", "--repair"]]
+)
 def test_what_only_root_may(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], args: list[str]
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert cli(monkeypatch, verb, "home") == 1
+    assert cli(monkeypatch, *args, "home") == 1
     assert (
         capsys.readouterr().err == "cryptback: Only root may ask for that.\n  Try it with sudo.\n"
     )
@@ -334,9 +341,19 @@ INIT = ["init", "/dev/x", "--name", "new", "--include", "/etc"]
         ([*INIT, "--yes", "--passphrase-fd", "0", "--name", "A B"], "can't be the name"),
         ([*INIT, "--yes", "--passphrase-fd", "0", "--include", "/no/such"], "nothing at /no/such"),
         ([*INIT, "--format", "luks", "--container", "x"], "no container file"),
+        ([*INIT, "--adopt", "--size", "1G"], "nothing is made"),
+        (["passphrase", "home"], "what is to be done"),
+        (["passphrase", "home", "add", "--adopt"], "what is to be done"),
+        (["passphrase", "home", "add", "--what", "tpm2"], "for `remove`"),
+        (["passphrase", "home", "add", "--pin"], "enroll-tpm2"),
+        (["passphrase", "home", "add", "--passphrase-fd", "0"], "asked for a passphrase"),
+        (["passphrase", "home", "remove", "--new-passphrase-fd", "0"], "`add` and `change`"),
+        (["passphrase", "home", "remove"], "asked for a passphrase"),
+        (["passphrase", "home", "enroll-tpm2", "--pin"], "asked for a passphrase"),
+        (["passphrase", "no-such", "remember", "--passphrase-fd", "0"], "No drive is enrolled"),
     ],
 )
-def test_an_init_that_cannot_be_touches_nothing(
+def test_what_cannot_be_touches_nothing(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     args: list[str],

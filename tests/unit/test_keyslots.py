@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cryptbackd import luks2, paths, secret
+from cryptbackd import luks2, paths, protocol, secret
 from cryptbackd.errors import ForgedDrive, Refused, ToolFailed, WrongPassphrase
 from cryptbackd.luks2 import FIDO2, RECOVERY, TPM2, Token
 from cryptbackd.worker import header as headers
@@ -377,6 +377,108 @@ def test_in_between_is_each_sector_of_the_one_or_the_other(
     assert own_header.between(found, before, after)
     assert not own_header.between(found[:-1] + b"\x80", before, after) or seed[-1] | 1 == 0x81
     assert not own_header.between(found[:-512], before, after)
+
+
+# What a job does
+
+
+@contextmanager
+def asked(*answers: bytes | None) -> Iterator[tuple[Control, list[int]]]:
+    """A control whose daemon answers each question for a key with the next of *answers*.
+
+    None: the key is the end to be written to of a pipe, whose other end is in the list.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    outs: list[int] = []
+
+    def answer() -> None:
+        for text in answers:
+            if protocol.receive(ours) is None:
+                return
+            reading, writing = os.pipe()
+            if text is None:
+                outs.append(reading)
+                protocol.send(ours, protocol.Key("enrolment"), writing)
+            else:
+                os.write(writing, text)
+                protocol.send(ours, protocol.Key("enrolment"), reading)
+                os.close(reading)
+            os.close(writing)
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    with ours, theirs:
+        yield Control(theirs), outs
+        theirs.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    for fd in outs:
+        os.close(fd)
+
+
+def play(
+    world: World, action: str, *answers: bytes | None, what: str = "passphrase"
+) -> tuple[str, bytes]:
+    """A change of passphrases but for the drive: what it says, and what it hands out."""
+    options = job.Options(action, what, pbkdf_memory=64, pbkdf_iterations=4)
+    stored = world.stored
+    with asked(*answers) as (control, outs):
+        with headers.copied("home") as copy:
+            change = job._change(options, stored, copy, world.directory, control)
+            fresh = headers.parse(copy.read_bytes())
+            keyslots.judge(stored, fresh, added=change.added, gone=set(change.gone))
+            headers.replace("home", copy)
+        return change.sentence, os.read(outs[0], 4096) if outs else b""
+
+
+@pytest.mark.skipif(
+    not os.path.exists(keyslots.CRYPTENROLL), reason="Debian 13 has it in systemd-cryptsetup"
+)
+def test_a_recovery_key_is_handed_out_past_us_and_opens_the_drive(world: World) -> None:
+    sentence, printed = play(world, "recovery-key", FIRST, None)
+    assert sentence == "A recovery key was made."
+    key = printed.strip()
+    assert len(key) == 71
+    assert world.opens(key)
+    stored = world.stored
+    assert [token.kind for token in stored.tokens] == [RECOVERY]
+    assert stored.typed == {0, 1}
+    # It counts as something that opens the drive, and is no passphrase.
+    assert play(world, "remove", FIRST)[0] == "The passphrase was removed."
+    for action, hint in (("remove", "--what recovery-key"), ("change", "is not changed")):
+        with pytest.raises(Refused, match=hint):
+            play(world, action, key, b"new")
+    with pytest.raises(Refused, match="last passphrase"):
+        play(world, "remove", key, what="recovery-key")
+    play(world, "add", key, b"again")
+    assert (
+        play(world, "remove", b"again", what="recovery-key")[0] == "The recovery key was removed."
+    )
+    assert (world.opens(key), world.opens(b"again"), world.stored.tokens) == (False, True, ())
+
+
+@pytest.mark.parametrize("action", ["add", "change"])
+def test_a_job_takes_the_passphrases_from_who_asked(world: World, action: str) -> None:
+    play(world, action, FIRST, b"new")
+    assert world.opens(b"new")
+    assert world.opens(FIRST) is (action == "add")
+
+
+def test_the_last_passphrase_stays(world: World) -> None:
+    before = world.stored
+    with pytest.raises(Refused, match="last passphrase"):
+        play(world, "remove", FIRST)
+    assert world.stored == before
+
+
+def test_what_is_not_there_is_not_removed(world: World) -> None:
+    with pytest.raises(Refused, match="has none"):
+        play(world, "remove", FIRST, what="tpm2")
+
+
+def test_a_second_tpm2_would_open_it_past_the_pin(world: World) -> None:
+    header = attrs.evolve(world.stored, tokens=(Token(0, TPM2, (0,), True),))
+    with pytest.raises(Refused, match="already"):
+        keyslots.want_one_tpm2(header)
 
 
 # What was asked

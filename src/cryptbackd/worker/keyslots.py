@@ -159,7 +159,8 @@ class Keyslots:
         )
         if ended.status != 0:
             hint = _HIDDEN if "--fido2-device=auto" in words else _PACKAGES
-            raise Refused(f"systemd-cryptenroll: {ended.complaint}; nothing was changed.", hint)
+            told = ended.complaint.rstrip(".")
+            raise Refused(f"systemd-cryptenroll: {told}; nothing was changed.", hint)
 
 
 @contextmanager
@@ -201,6 +202,15 @@ def want_tools(kind: str, *, pin: bool) -> None:
 def _version() -> int:
     words = run([CRYPTENROLL, "--version"]).out.split()
     return int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
+
+
+def want_one_tpm2(header: Header) -> None:
+    """Raise Refused where the TPM2 is enrolled: a second token would open it past a PIN."""
+    if any(token.kind == TPM2 for token in header.tokens):
+        raise Refused(
+            "A TPM2 is enrolled already; nothing was changed.",
+            "`remove --what tpm2` removes it.",
+        )
 
 
 def want_left(header: Header, gone: set[int]) -> None:

@@ -70,6 +70,8 @@ def passphrase(start: protocol.Start, control: Control) -> RunResult:
     options = Options.from_message(start.options)
     entry = config.parse(start.entry, start.name)
     stored = headers.load(start.name)
+    if options.action == "enroll-tpm2":
+        keyslots.want_one_tpm2(stored)
     if options.action.startswith("enroll-"):
         keyslots.want_tools(KINDS[options.action.removeprefix("enroll-")], pin=options.pin)
     place = workspace.make(start.name)
