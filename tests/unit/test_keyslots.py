@@ -493,7 +493,11 @@ def test_what_is_no_change_of_passphrases_is_refused(options: dict[str, object])
         job.Options.from_message(options)
 
 
-def test_a_token_is_refused_before_anything_is_done_where_there_is_none() -> None:
+def test_a_token_is_refused_before_anything_is_done_where_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(keyslots, "TPMS", tmp_path)
+    monkeypatch.setattr(keyslots, "DEVICES", tmp_path)
     for kind in (TPM2, FIDO2):
         with pytest.raises(Refused, match="nothing was changed"):
             keyslots.want_tools(kind, pin=False)

@@ -26,6 +26,8 @@ from .header import Header
 from .layers.luks import CRYPTSETUP, KDF_DEADLINE, WRONG_KEY, cost
 
 CRYPTENROLL = "/usr/bin/systemd-cryptenroll"
+TPMS = Path("/sys/class/tpmrm")
+DEVICES = Path("/dev")
 _PINS_SINCE = 256
 """The version of systemd from which on it takes a new PIN from a descriptor."""
 _PIN_CREDENTIALS = {TPM2: "cryptenroll.new-tpm2-pin", FIDO2: "cryptenroll.fido2-pin"}
@@ -184,12 +186,12 @@ def want_tools(kind: str, *, pin: bool) -> None:
             "The program systemd-cryptenroll is not installed; nothing was changed.",
             "apt install systemd-cryptsetup",
         )
-    if kind == TPM2 and not list(Path("/sys/class/tpmrm").glob("*")):
+    if kind == TPM2 and not any(TPMS.glob("*")):
         raise Refused(
             "This computer has no TPM2 that the kernel knows of; nothing was changed.",
             "It may be switched off in the firmware's settings.",
         )
-    if kind == FIDO2 and not list(Path("/dev").glob("hidraw*")):
+    if kind == FIDO2 and not any(DEVICES.glob("hidraw*")):
         raise Refused("There is no FIDO2 token to be seen; nothing was changed.", _HIDDEN)
     if pin and _version() < _PINS_SINCE:
         raise Refused(
