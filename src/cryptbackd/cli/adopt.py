@@ -95,6 +95,7 @@ async def _adopt(choice: Choice, passphrase: bytes) -> Values:
     async with bus.connected() as client:
         await client.listen()
         (run,) = await client.call("Adopt", "s", choice.name)
+        output.begun(choice.name, run, choice.as_json)
         await ask.hand_over(client, run, {"current": passphrase})
         shown = follow.display(choice.as_json)
         return (await follow.follow(client, choice.name, [run], shown))[run]
@@ -113,6 +114,7 @@ async def _enrol_again(plan: Plan, fingerprint: str, passphrase: bytes) -> Value
         await client.listen()
         shown = follow.display(plan.as_json)
         (run,) = await client.call("Init", "sa{sv}", plan.device, options)
+        output.begun(plan.name, run, plan.as_json)
         await ask.hand_over(client, run, {"current": passphrase})
         result = (await follow.follow(client, plan.name, [run], shown))[run]
         if not plan.run or result["outcome"] not in ("done", "warnings"):
@@ -120,4 +122,5 @@ async def _enrol_again(plan: Plan, fingerprint: str, passphrase: bytes) -> Value
         finish(result, plan.as_json)
         shown = follow.display(plan.as_json)
         (run,) = await client.call("Run", "sa{sv}", plan.name, {})
+        output.begun(plan.name, run, plan.as_json)
         return (await follow.follow(client, plan.name, [run], shown))[run]

@@ -54,4 +54,5 @@ async def _repair(name: str, device: str | None, as_json: bool) -> Values:
     async with bus.connected() as client:
         await client.listen()
         (run,) = await client.call("Repair", "sa{sv}", name, bus.options(device=device))
+        output.begun(name, run, as_json)
         return (await follow.follow(client, name, [run], follow.display(as_json)))[run]

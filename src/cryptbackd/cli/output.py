@@ -44,6 +44,12 @@ def complain(error: CryptbackError) -> None:
         click.echo(f"  {printable(error.hint, 1000)}", err=True)
 
 
+def begun(name: str, run: str, as_json: bool) -> None:
+    """Tell a program which run was begun."""
+    if as_json:
+        dump({"event": "begun", "name": name, "run": run})
+
+
 def is_terminal() -> bool:
     """Whether a person looks at standard output."""
     return sys.stdout.isatty()

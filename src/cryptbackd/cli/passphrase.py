@@ -195,6 +195,7 @@ async def _change(plan: _Plan, secrets: dict[str, bytes]) -> tuple[Values, str]:
     async with bus.connected() as client:
         await client.listen()
         (run,) = await client.call("Passphrase", "sa{sv}", plan.name, options)
+        output.begun(plan.name, run, plan.as_json)
         fd = -1
         if plan.action == "recovery-key":
             fd = await client.call_for_fd("HandOver", "ss", run, "recovery-key")

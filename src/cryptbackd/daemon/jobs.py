@@ -71,6 +71,11 @@ class Job:
         return self.kind not in (JobKind.SURVEY, JobKind.LOOK, JobKind.RELEASE)
 
     @property
+    def taken_up(self) -> bool:
+        """Whether the next start of the service begins again what its stop has interrupted."""
+        return self.kind in (JobKind.INIT, JobKind.BACKUP)
+
+    @property
     def doomed(self) -> bool:
         """Whether its worker was killed and only has to be gone."""
         return self.pulled or bool(self.broke_off)

@@ -190,7 +190,9 @@ class Supervisor:
         if job.finished is not None:
             result = job.finished
             job.interrupted = (
-                result.outcome is Outcome.CANCELLED and job.stop is StopReason.SERVICE_STOP
+                result.outcome is Outcome.CANCELLED
+                and job.stop is StopReason.SERVICE_STOP
+                and job.taken_up
             )
             return result
         job.interrupted = True
