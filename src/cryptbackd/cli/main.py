@@ -7,10 +7,12 @@ import click
 from .. import __version__
 from ..errors import Cancelled
 from .cancel import cancel
+from .doctor import doctor
 from .eject import eject
 from .history import history
 from .init import init
 from .output import complain
+from .passphrase import passphrase
 from .run import run
 from .status import status
 
@@ -25,7 +27,7 @@ def cryptback() -> None:
     """Encrypted backups to USB drives: plug one in, and it is backed up to."""
 
 
-for _verb in (init, status, run, cancel, eject, history):
+for _verb in (init, status, run, cancel, eject, history, passphrase, doctor):
     cryptback.add_command(_verb)
 
 
