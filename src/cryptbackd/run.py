@@ -66,9 +66,11 @@ def spawn(
     stdout: int | None = subprocess.PIPE,
     stderr: int | None = subprocess.PIPE,
     pass_fds: Sequence[int] = (),
+    environment: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start ``argv[0]`` (an absolute path) and return at once.
 
+    *environment* is another one than the fixed one, for what belongs to a user's session.
     Raises ToolFailed when the program is not installed.
     """
     if not argv[0].startswith("/"):
@@ -79,7 +81,7 @@ def spawn(
             stdin=subprocess.DEVNULL if stdin is None else stdin,
             stdout=stdout,
             stderr=stderr,
-            env=dict(ENVIRONMENT),
+            env=dict(ENVIRONMENT if environment is None else environment),
             cwd="/",
             pass_fds=pass_fds,
         )
