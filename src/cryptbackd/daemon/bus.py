@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 from collections.abc import Awaitable, Callable
@@ -32,9 +33,10 @@ from dbus_fast.errors import AuthError, InvalidAddressError
 from ..errors import ConfigError, CryptbackError, Refused, UnknownDrive
 from ..model import RunResult
 from ..text import printable
-from . import interface, journal
+from . import interface, journal, sessions
+from .agents import Values
 from .history import Run
-from .interface import INTERFACE, NAME, PATH
+from .interface import AGENT_INTERFACE, AGENT_PATH, INTERFACE, NAME, PATH
 from .jobs import Job
 from .service import Service
 from .status import DriveView
@@ -82,6 +84,7 @@ class Bus:
         self._bus = bus
         self._tasks.start(self._mind_connection(bus))
         bus.add_message_handler(self._received)
+        self.service.agents.link = self  # before the name: agents wait for that
         if (
             await bus.request_name(NAME, NameFlag.DO_NOT_QUEUE)
             is not RequestNameReply.PRIMARY_OWNER
@@ -194,25 +197,69 @@ class Bus:
                 os.close(fd)
 
     async def _want_root(self, sender: str) -> None:
-        (user,) = await self._ask_bus("GetConnectionUnixUser", "s", [sender])
-        if user != 0:
+        if await self.user_of(sender) != 0:
             raise Refused("Only root may ask for that.", "Try it with sudo.")
 
     async def _ask_bus(self, member: str, signature: str, body: list[Any]) -> list[Any]:
-        assert self._bus is not None
-        reply = await self._bus.call(
-            Message(
-                destination="org.freedesktop.DBus",
-                path="/org/freedesktop/DBus",
-                interface="org.freedesktop.DBus",
-                member=member,
-                signature=signature,
-                body=body,
-            )
+        bus = "org.freedesktop.DBus"
+        return await self._ask(bus, "/org/freedesktop/DBus", bus, member, signature, body)
+
+    async def _ask(
+        self, name: str, path: str, interface: str, member: str, signature: str, body: list[Any]
+    ) -> list[Any]:
+        if self._bus is None:
+            raise Refused("The connection to the system bus is lost.")
+        message = Message(
+            destination=name,
+            path=path,
+            interface=interface,
+            member=member,
+            signature=signature,
+            body=body,
         )
+        try:
+            reply = await self._bus.call(message)
+        except (OSError, EOFError) as exc:
+            raise Refused("The connection to the system bus is lost.") from exc
         if reply is None or reply.message_type is MessageType.ERROR:
-            raise Refused("The bus did not answer.")
+            who = "The bus" if name == "org.freedesktop.DBus" else name
+            raise Refused(f"{who} did not answer.")
         return list(reply.body)
+
+    # What agents need of it (``agents.Link``).
+
+    async def user_of(self, name: str) -> int:
+        """The user of a connection, as the bus knows it."""
+        (user,) = await self._ask_bus("GetConnectionUnixUser", "s", [name])
+        return int(user)
+
+    async def mind(self, name: str) -> bool:
+        """Hear of the end of the connection *name*; whether it is there."""
+        await self._ask_bus("AddMatch", "s", [_leaving(name)])
+        # It may have left before we listened.
+        (here,) = await self._ask_bus("NameHasOwner", "s", [name])
+        return bool(here)
+
+    async def unmind(self, name: str) -> None:
+        """Hear of it no longer."""
+        await self._ask_bus("RemoveMatch", "s", [_leaving(name)])
+
+    async def local_users(self) -> frozenset[int]:
+        """The users with an active local session."""
+        return await sessions.local_users(functools.partial(self._ask, sessions.NAME))
+
+    async def ask(self, name: str, fd: int, values: Values) -> None:
+        """Call GetPassphrase of the agent *name*; the answer is what becomes of the pipe."""
+        told = {key: _variant(value) for key, value in values.items()}
+        bus = self._bus
+        if bus is not None and bus.connected:
+            with contextlib.suppress(OSError, EOFError):
+                await bus.send(_to_agent(name, "GetPassphrase", "ha{sv}", [0, told], [fd]))
+
+    def tell(self, name: str, member: str, request: str) -> None:
+        """Tell an agent about one of its requests."""
+        if self._bus is not None and self._bus.connected:
+            self._bus.send(_to_agent(name, member, "s", [request]))
 
     async def list_drives(self, _message: Message) -> _Answer:
         """ListDrives."""
@@ -267,23 +314,26 @@ class Bus:
         """HandOver."""
         return _Answer("h", [0], (self.service.hand_over(*message.body),))
 
+    async def register_agent(self, message: Message) -> _Answer:
+        """RegisterAgent."""
+        await self.service.agents.register(message.sender or "")
+        return _Answer("", [])
+
+    async def unregister_agent(self, message: Message) -> _Answer:
+        """UnregisterAgent."""
+        self.service.agents.left(message.sender or "")
+        return _Answer("", [])
+
     async def _mind_client(self, client: str, job: Job) -> None:
         """End *job* when *client* leaves the bus before the drive is enrolled."""
-        rule = (
-            "type='signal',sender='org.freedesktop.DBus',interface='org.freedesktop.DBus',"
-            f"member='NameOwnerChanged',arg0='{client}'"
-        )
         self._enrolling.setdefault(client, []).append(job)
-        await self._ask_bus("AddMatch", "s", [rule])
-        # It may have left before we listened.
-        (here,) = await self._ask_bus("NameHasOwner", "s", [client])
-        if not here:
+        if not await self.mind(client):
             self._client_left(client)
 
         async def forget() -> None:
             await job.over
             with contextlib.suppress(CryptbackError):
-                await self._ask_bus("RemoveMatch", "s", [rule])
+                await self.unmind(client)
             if client in self._enrolling:
                 self._enrolling[client].remove(job)
                 if not self._enrolling[client]:
@@ -298,6 +348,7 @@ class Bus:
                 self._client_left(name)
 
     def _client_left(self, client: str) -> None:
+        self.service.agents.left(client)
         for job in self._enrolling.get(client, []):
             self.service.client_left(job)
 
@@ -311,6 +362,8 @@ _CALLS: dict[tuple[str, str], _Call] = {
     ("ListDrives", ""): _Call(Bus.list_drives, False),
     ("GetDrive", "s"): _Call(Bus.get_drive, False),
     ("GetHistory", "su"): _Call(Bus.get_history, False),
+    ("RegisterAgent", ""): _Call(Bus.register_agent, False),
+    ("UnregisterAgent", ""): _Call(Bus.unregister_agent, False),
     ("Run", "sa{sv}"): _Call(Bus.run, True),
     ("Cancel", "s"): _Call(Bus.cancel, True),
     ("Eject", "s"): _Call(Bus.eject, True),
@@ -318,6 +371,34 @@ _CALLS: dict[tuple[str, str], _Call] = {
     ("Init", "sa{sv}"): _Call(Bus.init, True),
     ("HandOver", "ss"): _Call(Bus.hand_over, True),
 }
+
+
+def _leaving(name: str) -> str:
+    """The rule by which the bus tells when the connection *name* ends."""
+    return (
+        "type='signal',sender='org.freedesktop.DBus',interface='org.freedesktop.DBus',"
+        f"member='NameOwnerChanged',arg0='{name}'"
+    )
+
+
+def _to_agent(
+    name: str, member: str, signature: str, body: list[Any], fds: list[int] | None = None
+) -> Message:
+    """A call of which no answer is wanted: an agent must not make anybody wait."""
+    return Message(
+        destination=name,
+        path=AGENT_PATH,
+        interface=AGENT_INTERFACE,
+        member=member,
+        signature=signature,
+        body=body,
+        unix_fds=fds or [],
+        flags=MessageFlag.NO_REPLY_EXPECTED,  # and no other: Debian 12's dbus-fast dies of two
+    )
+
+
+def _variant(value: str | int | bool) -> Variant:
+    return Variant({bool: "b", int: "u", str: "s"}[type(value)], value)
 
 
 def _plain(options: dict[str, Variant]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from ..errors import (
 from ..model import Device, JobKind, Outcome, RunResult, StopReason
 from ..text import ago, printable
 from . import entries, jobs, journal, policy, reports
+from .agents import Agents
 from .history import History, Insertion, Run
 from .jobs import Job
 from .keys import sources
@@ -65,6 +66,7 @@ class Service:
     job_finished: Callable[[Job, RunResult], None]
     supervisor: Supervisor = attrs.field(init=False)
     store: entries.EntryStore = attrs.field(init=False)
+    agents: Agents = attrs.field(factory=Agents)
     _present: dict[str, Seen] = attrs.field(factory=dict)
     _told: set[tuple[int, str, Verdict]] = attrs.field(factory=set)
     _tasks: Tasks = attrs.field(factory=Tasks)
@@ -73,7 +75,7 @@ class Service:
         self.supervisor = Supervisor(
             self.history,
             self.boot_id,
-            sources,
+            lambda: sources(self.agents),
             changed=self._job_changed,
             ended=self._ended,
             present=self._is_present,
