@@ -6,7 +6,7 @@ INTERFACE = "org.cryptback1.Manager"
 
 AGENT_PATH = "/org/cryptback1/Agent"
 AGENT_INTERFACE = "org.cryptback1.Agent"
-"""What an agent exports on its own connection; only this service calls it."""
+"""What an agent exports on its own connection (docs/keys.md); only this service calls it."""
 
 XML = """\
 <!DOCTYPE node PUBLIC "-//freedesktop//DTD D-BUS Object Introspection 1.0//EN"
@@ -73,28 +73,6 @@ XML = """\
       <arg name="run" type="s"/>
       <arg name="result" type="a{sv}"/>
     </signal>
-  </interface>
-</node>
-"""
-
-AGENT_XML = """\
-<!DOCTYPE node PUBLIC "-//freedesktop//DTD D-BUS Object Introspection 1.0//EN"
- "http://www.freedesktop.org/standards/dbus/1.0/introspect.dtd">
-<node>
-  <interface name="org.cryptback1.Agent">
-    <method name="GetPassphrase">
-      <arg name="passphrase" type="h" direction="in"/>
-      <arg name="request" type="a{sv}" direction="in"/>
-    </method>
-    <method name="Cancel">
-      <arg name="request" type="s" direction="in"/>
-    </method>
-    <method name="Opened">
-      <arg name="request" type="s" direction="in"/>
-    </method>
-    <method name="Refused">
-      <arg name="request" type="s" direction="in"/>
-    </method>
   </interface>
 </node>
 """
