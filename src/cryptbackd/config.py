@@ -286,7 +286,6 @@ def without_effect(entry: Entry) -> tuple[str, ...]:
     asked = {
         "keep": entry.keep != Keep(),
         "when.repeat": entry.when.repeat is not None,
-        "when.remind": entry.when.remind is not None,
         "verify": entry.verify != Verify(),
     }
     return tuple(key for key, is_asked in asked.items() if is_asked)

@@ -46,7 +46,7 @@ def test_what_has_no_effect_is_remarked_once(tmp_path: Path) -> None:
     watcher.store.now()
     write(tmp_path, "work")
     watcher.store.now()
-    assert watcher.remarks == [("home", ("keep", "when.remind"))]
+    assert watcher.remarks == [("home", ("keep",))]
 
 
 def test_files_are_read_again_only_when_one_changed(tmp_path: Path) -> None:

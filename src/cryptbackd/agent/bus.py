@@ -15,6 +15,7 @@ from dbus_fast import BusType, Message, MessageFlag, MessageType, Variant
 from dbus_fast.aio.message_bus import MessageBus
 from dbus_fast.errors import AuthError, InvalidAddressError
 
+from .desktop import Desktop
 from .log import Priority, say
 from .requests import Requests
 
@@ -39,6 +40,7 @@ class Registration:
         self._owner = ""
         """The daemon's unique name, while there is a daemon."""
         self._requests = Requests()
+        self._desktop = Desktop(self._ask_for)
         self._registering: asyncio.Task[None] | None = None
 
     async def connect(self) -> None:
@@ -49,8 +51,11 @@ class Registration:
         except (OSError, EOFError, AuthError, InvalidAddressError) as exc:
             raise Lost(f"The system bus can't be reached: {exc}.") from exc
         self._bus.add_message_handler(self._received)
-        rule = f"type='signal',sender='{_BUS}',member='NameOwnerChanged',arg0='{_NAME}'"
-        await self._call(_BUS, "/org/freedesktop/DBus", _BUS, "AddMatch", "s", [rule])
+        for rule in (
+            f"type='signal',sender='{_BUS}',member='NameOwnerChanged',arg0='{_NAME}'",
+            f"type='signal',sender='{_NAME}',interface='{_INTERFACE}'",
+        ):
+            await self._call(_BUS, "/org/freedesktop/DBus", _BUS, "AddMatch", "s", [rule])
         reply = await self._call(_BUS, "/org/freedesktop/DBus", _BUS, "GetNameOwner", "s", [_NAME])
         if reply.message_type is not MessageType.ERROR and not self._owner:
             self._appeared(str(reply.body[0]))
@@ -70,12 +75,25 @@ class Registration:
     def close(self) -> None:
         """Leave the bus, and end what is being asked."""
         self._requests.end_all()
+        self._desktop.close()
         if self._bus is not None:
             self._bus.disconnect()
 
     async def _call(
-        self, name: str, path: str, interface: str, member: str, signature: str, body: list[Any]
+        self,
+        name: str,
+        path: str,
+        interface: str,
+        member: str,
+        signature: str,
+        body: list[Any],
+        *,
+        ask: bool = False,
     ) -> Message:
+        """The reply; *ask*: polkit may ask the person.
+
+        One flag alone, since Debian 12's dbus-fast dies of two.
+        """
         assert self._bus is not None
         message = Message(
             destination=name,
@@ -84,7 +102,7 @@ class Registration:
             member=member,
             signature=signature,
             body=body,
-            flags=MessageFlag.NO_AUTOSTART,
+            flags=MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION if ask else MessageFlag.NO_AUTOSTART,
         )
         try:
             reply = await self._bus.call(message)
@@ -108,12 +126,41 @@ class Registration:
             say(f"cryptbackd does not take this agent: {why}", Priority.WARNING)
         else:
             say("Registered with cryptbackd.")
+        await self._take_stock()
+
+    async def _take_stock(self) -> None:
+        """Learn how every drive is, before its news come."""
+        try:
+            reply = await self._call(_NAME, _PATH, _INTERFACE, "ListDrives", "", [])
+        except Lost:
+            return
+        if reply.message_type is not MessageType.ERROR:
+            self._desktop.known([_plain(drive) for drive in reply.body[0]])
+
+    async def _ask_for(self, verb: str, name: str) -> str:
+        """Call Run or Eject for a button; why not, where that was refused.
+
+        By the unique name: a daemon that has just gone is not started.
+        """
+        if not self._owner:
+            return "The service cryptbackd is not running."
+        signature, body = ("sa{sv}", [name, {}]) if verb == "Run" else ("s", [name])
+        try:
+            reply = await self._call(
+                self._owner, _PATH, _INTERFACE, verb, signature, body, ask=True
+            )
+        except Lost as exc:
+            return str(exc)
+        if reply.message_type is not MessageType.ERROR:
+            return ""
+        return " ".join(str(reply.body[0] if reply.body else reply.error_name).split())
 
     def _received(self, message: Message) -> Message | bool | None:
         fds = list(message.unix_fds)
         try:
             if message.message_type is MessageType.SIGNAL:
                 self._maybe_owner_changed(message)
+                self._maybe_news(message)
                 return None
             if message.message_type is not MessageType.METHOD_CALL:
                 return None
@@ -142,6 +189,14 @@ class Registration:
         if message.flags & MessageFlag.NO_REPLY_EXPECTED:
             return True
         return Message.new_method_return(message)
+
+    def _maybe_news(self, message: Message) -> None:
+        if not self._owner or message.sender != self._owner or message.signature != "sa{sv}":
+            return
+        if message.member == "DriveChanged":
+            self._desktop.changed(_plain(message.body[1]))
+        elif message.member == "JobFinished":
+            self._desktop.finished(_plain(message.body[1]))
 
     def _maybe_owner_changed(self, message: Message) -> None:
         if message.member != "NameOwnerChanged" or message.sender != _BUS:

@@ -428,6 +428,8 @@ def drive_values(view: DriveView) -> dict[str, Variant]:
         "warnings": Variant("as", [_text(warning) for warning in view.warnings]),
         "safe": Variant("b", view.safe),
         "problem": Variant("s", _text(view.problem)),
+        "owner": Variant("s", view.owner),
+        "remind": Variant("t", view.remind),
     }
 
 

@@ -289,6 +289,8 @@ class Service:
             else (last.warnings if last is not None else ()),
             safe=state is State.IDLE and device is not None and self._may_unplug(device),
             problem=problem,
+            owner=(entry.owner or "") if entry is not None else "",
+            remind=(entry.when.remind or 0) if entry is not None else 0,
         )
 
     # How it is done.

@@ -47,6 +47,10 @@ class DriveView:
     safe: bool = False
     """It is plugged in, and may be unplugged now."""
     problem: str = ""
+    owner: str = ""
+    """Whose it is; empty: everybody's who sits at the computer."""
+    remind: int = 0
+    """Seconds after which the last success is too old; 0: never."""
 
 
 def line(views: Sequence[DriveView], now: float) -> str:
