@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 
 from cryptbackd.config import Entry, User, Uuid
 from cryptbackd.daemon import agents
-from cryptbackd.daemon.agents import MAX_OF_A_USER, MAX_REQUESTS, WITHIN, Agents, Registered, Values
+from cryptbackd.daemon.agents import (
+    MAX_OF_A_USER,
+    MAX_REQUESTS,
+    MAX_UNREAD,
+    WITHIN,
+    Agents,
+    Registered,
+    Values,
+)
 from cryptbackd.daemon.keys import Key, Request
 from cryptbackd.daemon.keys.agent import Agent
 from cryptbackd.daemon.keys.stored import luks_uuid
@@ -32,6 +40,7 @@ class Bus:
     acts: dict[str, Callable[[int], None]] = attrs.field(factory=dict)
     users: dict[str, int] = attrs.field(factory=dict)
     sitting: frozenset[int] = frozenset()
+    deaf: set[str] = attrs.field(factory=set)
     gone: set[str] = attrs.field(factory=set)
     asked: list[tuple[str, Values]] = attrs.field(factory=list)
     told: list[tuple[str, str, str]] = attrs.field(factory=list)
@@ -52,8 +61,10 @@ class Bus:
     async def local_users(self) -> frozenset[int]:
         return self.sitting
 
-    async def ask(self, name: str, fd: int, values: Values) -> None:
+    async def ask(self, name: str, fd: int, values: Values, taken: Callable[[], None]) -> None:
         self.asked.append((name, values))
+        if name not in self.deaf:
+            taken()
         if name in self.acts:
             self.acts[name](os.dup(fd))
 
@@ -311,6 +322,19 @@ class TestRegistration:
                 allowed.append(now)
         for start in allowed:
             assert sum(start <= each < start + WITHIN for each in allowed) <= MAX_REQUESTS
+
+    def test_one_that_takes_nothing_is_left_out(self, said: Journal) -> None:
+        bus = Bus({":1": says(b"")}, deaf={":1"})
+
+        async def scene() -> None:
+            registry = Agents(bus)
+            await registry.register(":1")
+            for _ in range(MAX_UNREAD + 1):
+                await registry.ask([":1"], {})
+
+        asyncio.run(scene())
+        assert len(bus.asked) == MAX_UNREAD
+        assert "does not take what it is asked" in said.texts()[0]
 
     def test_one_too_many_is_told(self, said: Journal) -> None:
         bus = Bus({":1": says(b"")})

@@ -81,7 +81,7 @@ async def main():
         if message.member == "GetPassphrase":
             for fd in message.unix_fds:
                 act(fd, sys.argv[1])
-            return True
+            return Message.new_method_return(message)
 
     bus.add_message_handler(heard)
     for _ in range(int(sys.argv[2])):

@@ -12,6 +12,9 @@ ever, or gives the end away, never hangs up and is no answer when the time is ov
 itself on a full pipe.  Then the kernel moves the bytes into another pipe, of which no agent
 ever had an end (splice(2)): what cryptsetup reads ends, whatever the agent does now.
 
+A request that was not even taken from the bus (no reply came, of whatever kind) keeps one of
+the few descriptors that the bus holds for us: an agent that leaves two so is asked no more.
+
 The registry lives as long as the daemon; a request as long as somebody waits for it.
 """
 
@@ -28,7 +31,7 @@ import struct
 import termios
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import attrs
@@ -48,6 +51,8 @@ MAX_OF_A_USER = 4
 MAX_REQUESTS = 6
 """Requests to one agent within :data:`WITHIN` seconds; a run makes at most three."""
 WITHIN = 60.0
+MAX_UNREAD = 2
+"""Requests that an agent may leave without a reply."""
 
 Values = Mapping[str, str | int | bool]
 
@@ -71,10 +76,11 @@ class Link(Protocol):
         """The users who sit at this computer now."""
         ...
 
-    async def ask(self, name: str, fd: int, values: Values) -> None:
+    async def ask(self, name: str, fd: int, values: Values, taken: Callable[[], None]) -> None:
         """Call GetPassphrase of the agent *name*, with a copy of *fd*.
 
-        Where that fails the copy is closed, which tells it.
+        Where that fails the copy is closed, which tells it.  *taken* is called when it has
+        replied, or can't any more.
         """
         ...
 
@@ -88,13 +94,19 @@ class Registered:
     """An agent."""
 
     uid: int
+    unread: int = 0
+    """Requests without a reply."""
     _asked: deque[float] = attrs.field(factory=deque)
+
+    def taken(self) -> None:
+        """It replied to a request."""
+        self.unread -= 1
 
     def may_be_asked(self, now: float) -> bool:
         """Whether a request at *now* (monotonic seconds) is not one too many; counts it."""
         while self._asked and self._asked[0] <= now - WITHIN:
             self._asked.popleft()
-        if len(self._asked) >= MAX_REQUESTS:
+        if len(self._asked) >= MAX_REQUESTS or self.unread >= MAX_UNREAD:
             return False
         self._asked.append(now)
         return True
@@ -197,20 +209,22 @@ class Agents:
             return True
         journal.log(
             f"The agent of user {agent.uid} was asked {MAX_REQUESTS} times within"
-            f" {WITHIN:.0f} seconds; it is left out.",
+            f" {WITHIN:.0f} seconds, or does not take what it is asked; it is left out.",
             journal.Priority.WARNING,
         )
         return False
 
     async def _ask(self, name: str, values: Values) -> Answer | None:
         assert self.link is not None
+        agent = self._known[name]
         request = secrets.token_hex(8)
         fd = None
         reading, writing = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(reading, False)
         try:
             try:
-                await self.link.ask(name, writing, {**values, "request": request})
+                agent.unread += 1
+                await self.link.ask(name, writing, {**values, "request": request}, agent.taken)
             finally:
                 os.close(writing)
             await hung_up(reading)

@@ -71,6 +71,8 @@ class Bus:
     _tasks: Tasks = attrs.field(factory=Tasks)
     _timers: dict[str, asyncio.TimerHandle] = attrs.field(factory=dict)
     _again: set[str] = attrs.field(factory=set)
+    _unread: dict[int, Callable[[], None]] = attrs.field(factory=dict)
+    """Whom to tell of the reply to a message, by the message's number."""
     _enrolling: dict[str, list[Job]] = attrs.field(factory=dict)
     """The init jobs by the unique bus name of who asked for them."""
 
@@ -159,6 +161,8 @@ class Bus:
             self._maybe_client_left(message)
             return None
         if message.message_type is not MessageType.METHOD_CALL:
+            if (taken := self._unread.pop(message.reply_serial or 0, None)) is not None:
+                taken()
             return None
         if message.interface == _INTROSPECTABLE and message.member == "Introspect":
             xml = _PARENTS.get(message.path or "") or interface.XML
@@ -248,13 +252,24 @@ class Bus:
         """The users with an active local session."""
         return await sessions.local_users(functools.partial(self._ask, sessions.NAME))
 
-    async def ask(self, name: str, fd: int, values: Values) -> None:
-        """Call GetPassphrase of the agent *name*; the answer is what becomes of the pipe."""
+    async def ask(self, name: str, fd: int, values: Values, taken: Callable[[], None]) -> None:
+        """Call GetPassphrase of the agent *name*; the answer is what becomes of the pipe.
+
+        The message has a descriptor of its own: what waits to be sent must not name one
+        that is somebody else's by then.
+        """
         told = {key: _variant(value) for key, value in values.items()}
         bus = self._bus
-        if bus is not None and bus.connected:
-            with contextlib.suppress(OSError, EOFError):
-                await bus.send(_to_agent(name, "GetPassphrase", "ha{sv}", [0, told], [fd]))
+        if bus is None or not bus.connected:
+            taken()
+            return
+        own = os.dup(fd)
+        message = _to_agent(name, "GetPassphrase", "ha{sv}", [0, told], own)
+        sent = bus.send(message)
+        sent.add_done_callback(functools.partial(_sent, own))
+        self._unread[message.serial] = taken
+        with contextlib.suppress(OSError, EOFError):
+            await asyncio.shield(sent)
 
     def tell(self, name: str, member: str, request: str) -> None:
         """Tell an agent about one of its requests."""
@@ -382,9 +397,9 @@ def _leaving(name: str) -> str:
 
 
 def _to_agent(
-    name: str, member: str, signature: str, body: list[Any], fds: list[int] | None = None
+    name: str, member: str, signature: str, body: list[Any], fd: int | None = None
 ) -> Message:
-    """A call of which no answer is wanted: an agent must not make anybody wait."""
+    """A call of which nobody awaits the reply: an agent must not make anybody wait."""
     return Message(
         destination=name,
         path=AGENT_PATH,
@@ -392,9 +407,17 @@ def _to_agent(
         member=member,
         signature=signature,
         body=body,
-        unix_fds=fds or [],
-        flags=MessageFlag.NO_REPLY_EXPECTED,  # and no other: Debian 12's dbus-fast dies of two
+        unix_fds=[] if fd is None else [fd],
+        # Never two flags: Debian 12's dbus-fast, at the other end, dies of that.
+        flags=MessageFlag.NO_REPLY_EXPECTED if fd is None else MessageFlag.NONE,
     )
+
+
+def _sent(fd: int, sending: asyncio.Future[Any]) -> None:
+    """Close the descriptor of a message that is sent, or never will be."""
+    os.close(fd)
+    if not sending.cancelled():
+        sending.exception()  # is told by the end of the connection
 
 
 def _variant(value: str | int | bool) -> Variant:
