@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 
 import attrs
@@ -196,18 +197,26 @@ def entry(**when: int) -> config.Entry:
     return config.Entry(config.Uuid("x"), when=config.When(**durations))
 
 
-@pytest.mark.parametrize("works", [True, False])
-@given(steps=STEPS, repeat=st.integers(HOUR, 5 * DAY))
-def test_no_storm_of_runs_and_no_silence(
-    works: bool, steps: list[tuple[float, float, bool]], repeat: int
-) -> None:
-    world = World(entry(repeat=repeat), works)
+def lived_through(
+    world: World, steps: list[tuple[float, float, bool]]
+) -> Iterator[tuple[float, float]]:
+    """Set the clock, perhaps start anew, and wait, for each step; when it began and its length."""
     for jump, length, restart in steps:
         world.set_clock(jump)
         if restart:
             world.start()
         begun = world.real
         world.wait(length)
+        yield begun, length
+
+
+@pytest.mark.parametrize("works", [True, False])
+@given(steps=STEPS, repeat=st.integers(HOUR, 5 * DAY))
+def test_no_storm_of_runs_and_no_silence(
+    works: bool, steps: list[tuple[float, float, bool]], repeat: int
+) -> None:
+    world = World(entry(repeat=repeat), works)
+    for begun, length in lived_through(world, steps):
         runs = [run for run in world.runs if run > begun]
         assert len(runs) <= length / repeat + 1
         moments = [begun, *runs, begun + length]
@@ -222,12 +231,7 @@ def test_no_storm_of_reminders_and_no_silence(
     steps: list[tuple[float, float, bool]], remind: int
 ) -> None:
     world = World(entry(remind=remind))
-    for jump, length, restart in steps:
-        world.set_clock(jump)
-        if restart:
-            world.start()
-        begun = world.real
-        world.wait(length)
+    for begun, length in lived_through(world, steps):
         told = [when for when in world.reminders if when > begun]
         assert len(told) <= length / DAY + 1
         moments = [begun, *told, begun + length]
