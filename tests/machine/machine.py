@@ -36,13 +36,13 @@ exit $code
 """
 
 
-# Until both processors have been idle for 90 % of two seconds.
+# Until every processor has been idle for 90 % of two seconds.
 WAIT_FOR_QUIET = r"""
 before=0
 enough=$((2 * 90 * $(nproc)))  # hundredths of a second, of the two that pass
 for i in {1..30}; do
     read -r _ _ _ _ idle _ < /proc/stat
-    [ $((idle - before)) -ge $enough ] && [ "$before" != 0 ] && exit
+    [ $((idle - before)) -gt $enough ] && [ "$before" != 0 ] && exit
     before=$idle
     sleep 2
 done

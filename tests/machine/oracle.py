@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from tests.machine.machine import Machine
 
 SCRIPT = (Path(__file__).parent / "guest" / "leftovers.py").read_bytes()
-PATIENCE = 15.0
-"""Seconds within which what is left must have gone: also a sweep, which is slow to start here."""
+PATIENCE = 5.0
+"""Seconds within which what is left must have gone."""
 
 
 class Leftovers(AssertionError):

@@ -14,9 +14,11 @@ from tests.vm.runs import PATIENCE, UNIT, drive, ended
 
 HOSTILE = Path(hostile.__file__).read_bytes()
 STOP = "/run/stop-looking"
-AT_MOST = 30.0
-"""Seconds within which others are answered, by a daemon, a bus and a stranger that share one
-emulated processor (6.6 were seen); natively tests/unit/test_bus.py asks for one second.
+AT_MOST = dict.fromkeys(hostile.ATTACKS, 1.0) | {"flood": 10.0}
+"""Seconds within which others are answered.
+
+The daemon, the bus and the stranger share one emulated processor, on which 10,000 calls alone take
+seconds to pass (6.6 were seen); natively tests/unit/test_bus.py asks for one second there, too.
 """
 
 
@@ -46,7 +48,7 @@ def test_stranger_keeps_nobody_waiting_and_leaks_no_descriptor(
     seen = json.loads(looking.wait(timeout=PATIENCE).out)
     told = f"{seen['slowest']:.3f} s, of {seen['count']}, while {sent} messages were sent"
     record_property(f"slowest answer to others ({attack})", told)
-    assert seen["slowest"] < AT_MOST, told
+    assert seen["slowest"] < AT_MOST[attack], told
     assert descriptors(enrolled) == before
     assert enrolled.run(["systemctl", "show", "-P", "MainPID", UNIT]).out == daemon
     assert not enrolled.journal(UNIT), "nothing happened to the daemon"

@@ -92,7 +92,10 @@ def test_drive_that_fails_may_not_be_unplugged(
     first_is_whole(vm, files)
 
 
-def test_nothing_is_written_after_you_may_unplug(enrolled: Machine) -> None:
+@pytest.mark.parametrize(
+    "count", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 5))]
+)
+def test_nothing_is_written_after_you_may_unplug(enrolled: Machine, count: int) -> None:
     """What is on the drive at that moment is what is on it for good.
 
     The drive is so slow that what was left to be written would take seconds.

@@ -98,8 +98,11 @@ def test_pulled_while_a_passphrase_is_asked_for(enrolled: Machine) -> None:
     succeeds_next(vm)
 
 
+@pytest.mark.parametrize(
+    "count", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 5))]
+)
 def test_pulled_right_after_you_may_unplug_all_is_there(
-    enrolled: Machine, bare_vm: Machine
+    enrolled: Machine, bare_vm: Machine, count: int
 ) -> None:
     """On a clean machine, by hand, without anything of ours."""
     vm = enrolled
