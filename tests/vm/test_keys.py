@@ -79,7 +79,7 @@ print(json.dumps({"programs": sorted(programs), "told": sorted(told)}))
 """Looks at the command lines and environments of all processes until it is told to end."""
 
 TYPE = r"""
-import os, pty, sys
+import os, pty, sys, termios, time
 
 pid, terminal = pty.fork()
 if pid == 0:
@@ -90,8 +90,10 @@ while True:
         data = os.read(terminal, 4096)
     except OSError:
         break
-    # What is typed before this is shown would be echoed: the agent turns that off just before.
     if b"no echo" not in seen and b"no echo" in seen + data:
+        # What is typed before the agent turned the terminal's echo off would be shown.
+        while termios.tcgetattr(terminal)[3] & termios.ECHO:
+            time.sleep(0.01)
         os.write(terminal, sys.stdin.buffer.read() + b"\n")
     seen += data
 sys.stdout.buffer.write(seen)

@@ -154,6 +154,19 @@ def test_tool_killed_in_the_gap_is_swept_by_the_worker(enrolled: Machine) -> Non
     succeeds_next(vm)
 
 
+def test_tool_killed_after_udev_used_its_cookie_is_swept_by_the_daemon(enrolled: Machine) -> None:
+    """The worker can't see who used it last: udev is not in its PID namespace."""
+    vm = enrolled
+    stopped = in_the_gap(vm)
+    vm.run(["kill", "-STOP", str(stopped.pid)])
+    udev_goes_on(vm)
+    assert cookies(vm) == 1
+    kill(vm, stopped.pid)
+    tells(vm, "The volume can't be unlocked: it was killed by SIGKILL")
+    assert cookies(vm) == 0
+    succeeds_next(vm)
+
+
 def test_service_killed_in_the_gap_is_swept_by_exec_stop_post(enrolled: Machine) -> None:
     vm = enrolled
     drop_in(vm, "Restart=no")

@@ -23,13 +23,15 @@ from . import answering, jobs, journal, reports
 from .history import History, Insertion, Run
 from .jobs import Job
 from .keys import Chain, Key, Source, SourceFailed
-from .sweep import sweep
+from .sweep import is_due, sweep
 from .tasks import Tasks
 from .worker_process import WorkerProcess
 
 _ASLEEP = "The computer goes to sleep or shuts down."
 _UDEV_IS_LATE = 2.0
 """Seconds between the first errors of a drive that is pulled and udev's event, at most."""
+_LET_GO = (Phase.POWERING_OFF, Phase.FINISHED)
+"""Phases in which nothing of the drive is needed any more: it may leave, or is made to."""
 
 
 @attrs.define
@@ -113,7 +115,7 @@ class Supervisor:
                 continue
             if job.worker is not None and not job.doomed:
                 job.worker.drain()
-                if job.finished is None and job.phase is not Phase.POWERING_OFF:
+                if job.finished is None and job.phase not in _LET_GO:
                     job.pulled = True
                     self._stop_asking(job)
                     job.worker.kill()
@@ -208,6 +210,8 @@ class Supervisor:
         self._stop_asking(job)
         if job.finished is not None:
             result = job.finished
+            if is_due(job.name):
+                await self._sweep(job.name)
             if result.error == "DriveFailed" and await self._has_left(job):
                 result = jobs.pulled_result(job)
                 result.warnings = list(job.warnings)

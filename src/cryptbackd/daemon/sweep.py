@@ -1,6 +1,7 @@
 """Locking what a killed worker may have left: ``cryptbackd.worker --sweep``, as a child.
 
-It runs to its end before the daemon looks for drives, and after every worker that died.
+It runs to its end before the daemon looks for drives, after every worker that died, and
+after one that could not tell whether a udev cookie is its own.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import json
 
 import attrs
 
+from .. import paths
 from ..errors import ToolFailed
 from . import children
 
@@ -21,6 +23,11 @@ class Swept:
 
     locked: tuple[str, ...] = ()
     stuck: tuple[str, ...] = ()
+
+
+def is_due(name: str) -> bool:
+    """Whether a worker of the entry *name* that ended in order left cookies undecided."""
+    return (paths.COOKIES / name).exists()
 
 
 async def sweep(name: str | None = None) -> Swept:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -93,7 +94,8 @@ def noted(name: str) -> Iterator[None]:
     """Note which udev cookies stand before a volume of the entry *name* is opened.
 
     While the note exists (until the block ends in order, or a sweep took it) a new cookie
-    without a living user is known to be ours.
+    without a living user is known to be ours.  A worker can't see that user when it was
+    udev's, outside of its PID namespace: it leaves the note for the daemon's sweep then.
     """
     paths.COOKIES.mkdir(mode=0o700, parents=True, exist_ok=True)
     note = paths.COOKIES / name
@@ -101,7 +103,7 @@ def noted(name: str) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        _forget_cookies(name)
+        _take(note)
         raise
     note.unlink()
 
@@ -125,12 +127,33 @@ def _forget_cookies(name: str | None) -> list[int]:
     for note in sorted(paths.COOKIES.iterdir()):
         if name not in (None, note.name):
             continue
-        before = {int(word) for word in note.read_text().split()}
-        for semid, key in _cookies().items():
-            if semid not in before and _is_abandoned(semid):
-                with suppress(ToolFailed):
-                    run([IPCRM, "--semaphore-id", str(semid)])
-                    removed.append(key)
+        end = time.monotonic() + PATIENCE
+        while True:
+            removed += _take(note)
+            if not note.exists() or time.monotonic() > end:
+                break
+            time.sleep(0.05)
+        note.unlink(missing_ok=True)
+    return removed
+
+
+def _take(note: Path) -> list[int]:
+    """Remove what is abandoned of the new cookies; their keys.  The note stays while one is
+    left of which that can't be told yet.
+    """
+    before = {int(word) for word in note.read_text().split()}
+    removed = []
+    undecided = False
+    for semid, key in _cookies().items():
+        if semid in before:
+            continue
+        if _is_abandoned(semid):
+            with suppress(ToolFailed):
+                run([IPCRM, "--semaphore-id", str(semid)])
+                removed.append(key)
+        else:
+            undecided = True
+    if not undecided:
         note.unlink()
     return removed
 
