@@ -15,6 +15,14 @@ class JobKind(StrEnum):
     INIT = "init"
     """Make a container, enrol it and (unless told not to) make the first backup."""
     BACKUP = "backup"
+    PASSPHRASE = "passphrase"  # noqa: S105
+    """Change the keyslots of a drive."""
+    ADOPT = "adopt"
+    """Store the header that is on the drive."""
+    REPAIR = "repair"
+    """Write the stored header to the drive."""
+    LOOK = "look"
+    """Look at the header on a drive; changes nothing."""
     RELEASE = "release"
     """Prove that a drive with which nothing is going on may be pulled."""
 
@@ -26,6 +34,8 @@ class Phase(StrEnum):
     ATTACHING = "attaching"
     FORMATTING = "formatting"
     UNLOCKING = "unlocking"
+    CHANGING = "changing"
+    """What opens the drive is being changed."""
     MOUNTING = "mounting"
     COMPARING = "comparing"
     SYNCING = "syncing"

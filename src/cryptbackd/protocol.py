@@ -53,9 +53,10 @@ class ProtocolError(Exception):
 class Start:
     """Do this job.
 
-    ``entry`` is the text of the entry's TOML (backup) or of the one to be written (init).
-    ``options``: for a backup ``full`` and ``accept`` (booleans); for an init what
-    ``cryptbackd.worker.jobs.init`` documents; for a survey ``container`` and ``size``.
+    ``entry`` is the text of the entry's TOML, where there is one.  ``options``: for a backup
+    ``full`` and ``accept`` (booleans); for an init what ``cryptbackd.worker.jobs.init``
+    documents, and with ``adopt`` also ``jobs.adopt``; for a change of passphrases what
+    ``jobs.passphrase`` does; for a survey ``container`` and ``size``.
     ``ledger`` is what the computer remembers of the drive, if anything.
     """
 
@@ -73,8 +74,9 @@ class Key:
     """The answer to :class:`KeyWanted`.
 
     With a descriptor: the key's, for ``cryptsetup open`` to read as its standard input.
-    ``token`` ≥ 0: the number of a token in the stored header.  Neither: no source has a
-    key (any more), and ``source`` says why in a sentence.
+    ``token`` ≥ 0: the number of a token in the stored header; a descriptor beside it has the
+    token's PIN.  Neither: no source has a key (any more), and ``source`` says why in a
+    sentence.
     """
 
     SAY: ClassVar[str] = "key"
@@ -129,9 +131,11 @@ class Warned:
 class KeyWanted:
     """The volume is ready to be opened: send a :class:`Key`.
 
-    ``purpose`` is ``open`` (any source), or ``format`` and ``first-open`` (init: the
-    passphrase of whoever enrols the drive).  ``refused`` names the source whose key was
-    wrong just now.
+    ``purpose`` is ``open`` (any source), or what whoever asked for the job hands over:
+    ``format`` and ``first-open`` (init, the same twice), ``current``, ``new`` and ``pin``
+    (changes of passphrases; there without an end of line, as each byte counts).  For
+    ``recovery-key`` the descriptor is the other end of a pipe: what is written there goes to
+    whoever asked.  ``refused`` names the source whose key was wrong just now.
     """
 
     SAY: ClassVar[str] = "key-wanted"

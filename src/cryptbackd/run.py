@@ -63,8 +63,11 @@ def spawn(
     stdout: int | None = subprocess.PIPE,
     stderr: int | None = subprocess.PIPE,
     pass_fds: Sequence[int] = (),
+    environment: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start ``argv[0]`` (an absolute path) and return at once.
+
+    *environment* comes on top of the fixed one.
 
     Raises ToolFailed when the program is not installed.
     """
@@ -76,7 +79,7 @@ def spawn(
             stdin=subprocess.DEVNULL if stdin is None else stdin,
             stdout=stdout,
             stderr=stderr,
-            env=dict(ENVIRONMENT),
+            env={**ENVIRONMENT, **(environment or {})},
             cwd="/",
             pass_fds=pass_fds,
         )
@@ -91,20 +94,25 @@ def run(
     argv: Sequence[str],
     *,
     stdin: Stdin = None,
+    stdout: int = subprocess.PIPE,
     pass_fds: Sequence[int] = (),
+    environment: Mapping[str, str] | None = None,
     deadline: float = 60.0,
     ok: Sequence[int] | None = (0,),
     interrupt: tuple[int, Callable[[], None]] | None = None,
 ) -> Ended:
     """Run a program to its end and return what it said.
 
-    *deadline* is in seconds.  *interrupt* is a descriptor to watch meanwhile and what to
-    call when it can be read; what that raises ends the program.  Raises ToolFailed when
-    the status is not among *ok* (None: any will do), or the deadline passes.
+    *stdout* is a descriptor that its standard output goes to instead, unread by us.
+    *environment* comes on top of the fixed one.  *deadline* is in seconds.  *interrupt* is
+    a descriptor to watch meanwhile and what to call when it can be read; what that raises
+    ends the program.  Raises ToolFailed when the status is not among *ok* (None: any will
+    do), or the deadline passes.
     """
     out: list[bytes] = []
     err: list[bytes] = []
-    with child(argv, stdin=stdin, pass_fds=pass_fds) as running:
+    started = child(argv, stdin=stdin, stdout=stdout, pass_fds=pass_fds, environment=environment)
+    with started as running:
         for stream, chunk in running.read(deadline, interrupt):
             (out if stream == "out" else err).append(chunk)
         status = running.wait()
@@ -194,14 +202,21 @@ class Child:
 
 @contextmanager
 def child(
-    argv: Sequence[str], *, stdin: Stdin = None, pass_fds: Sequence[int] = ()
+    argv: Sequence[str],
+    *,
+    stdin: Stdin = None,
+    stdout: int = subprocess.PIPE,
+    pass_fds: Sequence[int] = (),
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[Child]:
     """A program that runs while the block does; still running at its end, it is killed."""
     feed = stdin if isinstance(stdin, bytes) else b""
     process = spawn(
         argv,
         stdin=subprocess.PIPE if isinstance(stdin, bytes) else stdin,
+        stdout=stdout,
         pass_fds=pass_fds,
+        environment=environment,
     )
     try:
         yield Child(process, feed)

@@ -48,6 +48,12 @@ def _do(sock: socket.socket, script: list[Any]) -> None:
                     protocol.send(sock, protocol.Said(f"got {words} from {key.source}"))
                 else:
                     protocol.send(sock, protocol.Said(f"no key: {key.source}"))
+            case ["give", purpose, text]:
+                protocol.send(sock, protocol.KeyWanted(purpose))
+                _key, fd = _wait(sock, protocol.Key)
+                assert fd is not None
+                os.write(fd, text.encode())
+                os.close(fd)
             case ["say", text, message]:
                 protocol.send(sock, protocol.Said(text, message))
             case ["stop", *unproven]:
@@ -81,6 +87,9 @@ def main() -> None:
             if start.job is JobKind.SURVEY:
                 facts = {**FACTS, "device": start.device.node}
                 result = RunResult(Outcome.DONE, "", safe=True, data=facts)
+                protocol.send(sock, protocol.Finished(result))
+            elif start.job is JobKind.LOOK:
+                result = RunResult(Outcome.DONE, "", data={"difference": ""})
                 protocol.send(sock, protocol.Finished(result))
             else:
                 script = INIT if start.job is JobKind.INIT else DEFAULT

@@ -108,7 +108,7 @@ def test_each_method_is_in_the_table() -> None:
     assert set(table) == {name for name, _kinds in CALLS}
     for (name, _kinds), call in CALLS.items():
         if name == "HandOver":
-            assert table[name] == "who asked for that `Init`"
+            assert table[name] == "who asked for that job"
         else:
             wanted = f"`{call.action}`" if call.action is not None else "everybody"
             assert table[name] == wanted, name

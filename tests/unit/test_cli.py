@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cryptbackd import errors
-from cryptbackd.cli import bus, follow, init, output, status
+from cryptbackd.cli import ask, bus, follow, output, status
 from cryptbackd.cli.main import main
 
 DRIVE = {
@@ -269,14 +269,19 @@ def on_a_pipe(content: bytes, read: Callable[[int], bytes]) -> bytes:
 
 @given(st.binary(min_size=1, max_size=512).filter(lambda b: b"\n" not in b and b"\0" not in b))
 def test_a_passphrase_is_one_line(passphrase: bytes) -> None:
-    assert on_a_pipe(passphrase + b"\nrest", init._one_line) == passphrase
-    assert on_a_pipe(passphrase, init._one_line) == passphrase
+    assert on_a_pipe(passphrase + b"\nrest", ask.one_line) == passphrase
+    assert on_a_pipe(passphrase, ask.one_line) == passphrase
+
+
+def test_two_passphrases_may_come_from_one_descriptor() -> None:
+    both = on_a_pipe(b"old\nnew\n", lambda fd: ask.one_line(fd) + b"|" + ask.one_line(fd))
+    assert both == b"old|new"
 
 
 @pytest.mark.parametrize("wrong", [b"", b"\n", b"x" * 513, b"x" * 513 + b"\n", b"a\0b\n"])
 def test_what_is_no_passphrase_is_refused_without_being_shown(wrong: bytes) -> None:
     with pytest.raises(errors.Refused) as caught:
-        on_a_pipe(wrong, init._one_line)
+        on_a_pipe(wrong, ask.one_line)
     assert "xxx" not in str(caught.value)
     assert caught.value.__cause__ is None
 
@@ -305,13 +310,22 @@ def test_a_wrong_command_line_is_any_other_failure(
 
 
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # of dbus-fast
-@pytest.mark.parametrize("verb", ["run", "cancel", "eject"])
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["run", "home"],
+        ["cancel", "home"],
+        ["eject", "home"],
+        ["passphrase", "home", "--adopt", "--passphrase-fd", "0"],
+        ["doctor", "--repair", "home"],
+    ],
+)
 def test_who_may_is_not_decided_here(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], args: list[str]
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent/bus")
-    assert cli(monkeypatch, verb, "home") == 1
+    assert cli(monkeypatch, *args) == 1
     gc.collect()
     assert "system bus can't be reached" in capsys.readouterr().err
 
@@ -340,6 +354,17 @@ def test_a_flood_is_told_as_such() -> None:
     assert "too many requests" in exc.sentence
 
 
+@pytest.mark.parametrize("action", ["remember", "forget"])
+def test_what_only_root_may(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], action: str
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert cli(monkeypatch, "passphrase", "home", action) == 1
+    assert (
+        capsys.readouterr().err == "cryptback: Only root may ask for that.\n  Try it with sudo.\n"
+    )
+
+
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # of dbus-fast
 def test_no_bus(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent/bus")
@@ -359,9 +384,19 @@ INIT = ["init", "/dev/x", "--name", "new", "--include", "/etc"]
         ([*INIT, "--yes", "--passphrase-fd", "0", "--name", "A B"], "can't be the name"),
         ([*INIT, "--yes", "--passphrase-fd", "0", "--include", "/no/such"], "nothing at /no/such"),
         ([*INIT, "--format", "luks", "--container", "x"], "no container file"),
+        ([*INIT, "--adopt", "--size", "1G"], "nothing is made"),
+        (["passphrase", "home"], "what is to be done"),
+        (["passphrase", "home", "add", "--adopt"], "what is to be done"),
+        (["passphrase", "home", "add", "--what", "tpm2"], "for `remove`"),
+        (["passphrase", "home", "add", "--pin"], "enroll-tpm2"),
+        (["passphrase", "home", "add", "--passphrase-fd", "0"], "asked for a passphrase"),
+        (["passphrase", "home", "remove", "--new-passphrase-fd", "0"], "`add` and `change`"),
+        (["passphrase", "home", "remove"], "asked for a passphrase"),
+        (["passphrase", "home", "enroll-tpm2", "--pin"], "asked for a passphrase"),
+        (["passphrase", "no-such", "remember", "--passphrase-fd", "0"], "No drive is enrolled"),
     ],
 )
-def test_an_init_that_cannot_be_touches_nothing(
+def test_what_cannot_be_touches_nothing(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     args: list[str],

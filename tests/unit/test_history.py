@@ -87,6 +87,15 @@ def test_what_the_policy_is_told(history: History) -> None:
     assert history.past("home", HERE) == [Past(Outcome.WARNINGS, True)]
 
 
+def test_a_change_of_passphrases_is_no_backup(history: History) -> None:
+    history.begin(run(), HERE)
+    history.finish("r1", DONE, False, 160.0)
+    history.begin(Run("r2", "home", JobKind.PASSPHRASE, 200.0), HERE)
+    history.finish("r2", RunResult(Outcome.FAILED, "It died."), True, 210.0)
+    assert history.past("home", HERE) == [Past(Outcome.WARNINGS)]
+    assert history.last_attempt("home") == 160.0
+
+
 def test_a_killed_daemon_leaves_interrupted_runs(
     history: History, tmp_path: Path, trouble: list[str]
 ) -> None:
@@ -127,21 +136,26 @@ def test_the_last_run_on_a_disk_is_of_any_entry_but_one_that_touched_nothing(
     assert last.id == "r1"
 
 
-def test_a_history_of_the_first_version_is_taken_over(tmp_path: Path, trouble: list[str]) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_history_of_an_earlier_version_is_taken_over(
+    tmp_path: Path, trouble: list[str], version: int
+) -> None:
     history = again(tmp_path, trouble)
     history.begin(run("r1"), HERE)
     history.finish("r1", DONE, False, 110.0)
     history.begin(run("r2"), HERE)
-    history.finish("r2", RunResult(Outcome.SKIPPED, "too soon"), False, 120.0)
+    skipped = RunResult(Outcome.SKIPPED, "too soon", touched=version == 1)
+    history.finish("r2", skipped, False, 120.0)
     history.close()
     with closing(sqlite3.connect(tmp_path / "history.db")) as old:
-        old.executescript(
-            "DROP TABLE moments; ALTER TABLE runs DROP COLUMN touched; PRAGMA user_version = 1;"
-        )
+        if version == 1:
+            old.execute("ALTER TABLE runs DROP COLUMN touched")
+        old.executescript(f"DROP TABLE moments; PRAGMA user_version = {version};")
     newer = again(tmp_path, trouble)
     last = newer.last_on(HERE)
     assert last is not None
     assert (last.id, len(newer.runs()), trouble) == ("r1", 2, [])
+    assert newer.moment("home", "reminded") is None
     newer.close()
 
 

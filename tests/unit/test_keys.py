@@ -1,6 +1,8 @@
 """The sources of passphrases, and their order."""
 
 import asyncio
+import hashlib
+import json
 import os
 import sys
 import time
@@ -10,11 +12,13 @@ from pathlib import Path
 import attrs
 import pytest
 
-from cryptbackd import run
+from cryptbackd import luks2, run
 from cryptbackd.daemon import children
 from cryptbackd.daemon.keys import Chain, Key, NoKey, Request, SourceFailed
 from cryptbackd.daemon.keys.ask_password import AskPassword
 from cryptbackd.daemon.keys.credential import EncryptedCredential, PlainCredential
+from cryptbackd.daemon.keys.token import Tokens
+from cryptbackd.luks2 import FIDO2, RECOVERY, TPM2, Token
 
 
 @attrs.define
@@ -31,6 +35,8 @@ class Fake:
         match self.answers.pop(0) if self.answers else "nothing":
             case "key":
                 return Key(self.name, token=1)
+            case "pin":
+                return Key(self.name, os.open("/dev/null", os.O_RDONLY))
             case "fail":
                 raise SourceFailed("It is broken.")
         return None
@@ -244,3 +250,91 @@ class TestAskPassword:
         assert mark.exists()
         assert time.monotonic() - started < 10
         assert len(os.listdir("/proc/self/fd")) == before
+
+
+class TestTokens:
+    """The tokens of the stored header."""
+
+    @pytest.fixture
+    def root(self, tmp_path: Path) -> Path:
+        for place in ("sys/class/tpmrm/tpmrm0", "dev/hidraw0"):
+            (tmp_path / place).mkdir(parents=True)
+        for kind in ("systemd-tpm2", "systemd-fido2"):
+            plugin = tmp_path / f"x86_64-linux-gnu/cryptsetup/libcryptsetup-token-{kind}.so"
+            plugin.parent.mkdir(parents=True, exist_ok=True)
+            plugin.touch()
+        return tmp_path
+
+    def source(self, root: Path, *tokens: Token, asker: Fake | None = None) -> Tokens:
+        self.header(root, {str(t.number): self.json(t) for t in tokens})
+        return Tokens([asker or Fake("prompt", [])], directory=root, root=root, plugins=root)
+
+    def json(self, token: Token) -> dict[str, object]:
+        pin = {"tpm2-pin": True, "fido2-clientPin-required": True} if token.pin else {}
+        return {"type": token.kind, "keyslots": [str(n) for n in token.keyslots], **pin}
+
+    def header(self, root: Path, tokens: dict[str, object]) -> None:
+        """A metadata area with these tokens, and nothing else that matters."""
+        name, text = b"sha256", json.dumps({"tokens": tokens}).encode()
+        head = (luks2.MAGIC[0], 2, 16384, 3, b"", name, b"", b"", b"", 0, b"")
+        area = bytearray(luks2.FIELDS.pack(*head, b"").ljust(4096, b"\0") + text).ljust(
+            16384, b"\0"
+        )
+        checksum = hashlib.sha256(area).digest()
+        at = luks2.FIELDS.size - 64
+        area[at : at + 32] = checksum
+        (root / "home").write_bytes(area)
+
+    def keys(self, source: Tokens, times: int = 4) -> list[tuple[str, int] | None]:
+        async def all_of_them() -> list[tuple[str, int] | None]:
+            found = [await source.key(REQUEST) for _ in range(times)]
+            for key in found:
+                if key is not None:
+                    key.close()
+            return [None if key is None else (key.source, key.token) for key in found]
+
+        return asyncio.run(all_of_them())
+
+    def test_each_is_tried_once_in_the_order_of_their_numbers(self, root: Path) -> None:
+        tokens = Token(2, FIDO2, (3,), False), Token(0, TPM2, (1,), False)
+        recovery = Token(1, RECOVERY, (2,), False)
+        found = self.keys(self.source(root, *tokens, recovery))
+        assert found == [("TPM2", 0), ("FIDO2 token", 2), None, None]
+
+    def test_a_token_whose_device_is_not_here_is_passed_over(self, root: Path) -> None:
+        (root / "sys/class/tpmrm/tpmrm0").rmdir()
+        tokens = Token(0, TPM2, (1,), False), Token(1, FIDO2, (2,), False)
+        assert self.keys(self.source(root, *tokens), 2) == [("FIDO2 token", 1), None]
+
+    def test_a_pin_is_asked_for_like_a_passphrase_and_once_more(self, root: Path) -> None:
+        asker = Fake("prompt", ["pin"] * 9)
+        found = self.keys(self.source(root, Token(0, TPM2, (1,), True), asker=asker), 3)
+        assert found == [("TPM2", 0), ("TPM2", 0), None]
+        assert [request.purpose for request in asker.asked] == ["tpm2-pin"] * 2
+        assert [sorted(request.refused) for request in asker.asked] == [[], ["prompt"]]
+
+    def test_a_pin_that_nobody_gives_is_not_asked_for_again(self, root: Path) -> None:
+        asker = Fake("prompt", [])
+        found = self.keys(self.source(root, Token(0, TPM2, (1,), True), asker=asker), 2)
+        assert found == [None, None]
+        assert len(asker.asked) == 1
+
+    def test_without_the_plugin_it_is_told(self, root: Path) -> None:
+        source = self.source(root, Token(0, TPM2, (1,), False))
+        source.plugins = root / "nowhere"
+        with pytest.raises(SourceFailed, match="lacks its plugin"):
+            asyncio.run(source.key(REQUEST))
+
+    def test_no_header_and_a_damaged_one(self, root: Path) -> None:
+        source = self.source(root, Token(0, TPM2, (1,), False))
+        (root / "home").write_bytes(b"garbage" * 9999)
+        with pytest.raises(SourceFailed, match="can't be read"):
+            asyncio.run(source.key(REQUEST))
+        (root / "home").unlink()
+        assert asyncio.run(source.key(REQUEST)) is None
+
+    def test_what_is_asked_names_the_pin(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        started = programs(monkeypatch, "print('1234')")
+        request = attrs.evolve(REQUEST, purpose="tpm2-pin")
+        content(asyncio.run(AskPassword().key(request)))
+        assert started[0][-1] == "PIN of this computer's TPM2 for the backup drive home:"

@@ -568,3 +568,83 @@ def test_events_that_were_lost_are_made_good(play: Play) -> None:
         assert world.service.view("work").state is State.IDLE
 
     play(scene)
+
+
+KEYS: list[Any] = [["phase", "changing"], ["key", "current", ""], ["key", "new", ""]]
+
+
+def test_a_change_of_passphrases_uses_those_of_its_pipes(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.service.arrived(stick())
+        await world.result()
+        world.script = KEYS
+        job = world.service.passphrase("home", {"action": "change"})
+        with pytest.raises(Busy):
+            world.service.passphrase("home", {"action": "change"})
+        for purpose in ("current", "new"):
+            fd = world.service.hand_over(job.id, purpose)
+            os.write(fd, purpose.encode())
+            os.close(fd)
+        with pytest.raises(Refused):
+            world.service.hand_over(job.id, "new")
+        assert (await job.over).outcome is Outcome.DONE
+        assert "home: got new from enrolment" in world.said.texts()
+        assert "home: change of what opens it begun on /dev/sdx1 (SanDisk Ultra)." in (
+            world.said.texts()
+        )
+        assert [run.job for run in world.history.runs()] == [JobKind.PASSPHRASE, JobKind.BACKUP]
+
+    play(scene)
+
+
+def test_a_recovery_key_comes_out_of_the_other_end(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.service.arrived(stick())
+        await world.result()
+        world.script = [["give", "recovery-key", "ebjj-nkue"]]
+        job = world.service.passphrase("home", {"action": "recovery-key"})
+        reading = world.service.hand_over(job.id, "recovery-key")
+        await job.over
+        assert os.read(reading, 100) == b"ebjj-nkue"
+        assert os.read(reading, 100) == b""
+        os.close(reading)
+        assert not any("ebjj" in text for text in world.said.texts())
+
+    play(scene)
+
+
+def test_a_change_of_passphrases_ends_with_who_asked_for_it(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.service.arrived(stick())
+        await world.result()
+        world.script = [["phase", "changing"], ["stop"]]
+        job = world.service.passphrase("home", {"action": "add"})
+        await world.phase(Phase.CHANGING)
+        world.service.client_left(job)
+        assert (await job.over).outcome is Outcome.CANCELLED
+
+    play(scene)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"action": "explode"}, {"action": "add", "colour": 1}, {"action": "add", "pin": "yes"}],
+)
+def test_a_change_of_passphrases_that_cannot_be(play: Play, options: dict[str, Any]) -> None:
+    async def scene(world: World) -> None:
+        with pytest.raises(Refused):
+            world.service.passphrase("home", options)
+        with pytest.raises(DriveAbsent):
+            world.service.passphrase("home", {"action": "add"})
+
+    play(scene)
+
+
+def test_a_look_at_the_header_is_no_run(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.service.arrived(stick())
+        await world.result()
+        assert await world.service.look("home") == {"difference": ""}
+        assert len(world.history.runs()) == 1
+
+    play(scene)

@@ -188,7 +188,7 @@ def test_makes_the_first_backup_and_says_what_happens_next(vm: Machine) -> None:
     told = init(vm, stick.partition, "--size", "160M").out
     assert "You may unplug home now." in told
     assert "home is enrolled: whenever it is plugged in, it is backed up to." in told
-    assert "systemd-creds encrypt --name=cryptback.home" in told
+    assert "cryptback passphrase home remember" in told
     ended = finished(vm)
     assert ended["CRYPTBACK_OUTCOME"] == "done"
     shown = json.loads(vm.run(["cryptback", "status", "home", "--json"]).out)

@@ -378,6 +378,24 @@ def traced(vm: Machine, watching: Running) -> str:
     return vm.pull("/run/trace").decode(errors="replace")
 
 
+def readers(text: str, *secrets: str) -> set[str]:
+    """The programs that one of *secrets* was read by, going by what strace has written."""
+    program: dict[str, str] = {}
+    read: dict[str, str] = {}
+    for line in text.splitlines():
+        pid, _, call = line.partition(" ")
+        if begun := re.match(r' *execve\("([^"]+)"', call):
+            program[pid] = begun[1]
+        elif got := re.search(r'"(.*)"', call):
+            # cryptsetup reads a passphrase byte by byte, so as to read nothing behind it.
+            read[pid] = read.get(pid, "") + got[1]
+    return {
+        program.get(pid, "the daemon or a worker")
+        for pid, seen in read.items()
+        if any(secret in seen for secret in secrets)
+    }
+
+
 @pytest.mark.parametrize(
     "source",
     [
@@ -419,19 +437,6 @@ def test_nobody_but_cryptsetup_reads_the_passphrase(enrolled: Machine) -> None:
     watching = trace(vm, "--trace=execve,read,pread64,readv,recvfrom,recvmsg")
     vm.stick("main").plug()
     assert ended(vm, timeout=280)["CRYPTBACK_OUTCOME"] == "done"
-    program: dict[str, str] = {}
-    read: dict[str, str] = {}
-    for line in traced(vm, watching).splitlines():
-        pid, _, call = line.partition(" ")
-        if begun := re.match(r' *execve\("([^"]+)"', call):
-            program[pid] = begun[1]
-        elif got := re.search(r'"(.*)"', call):
-            # cryptsetup reads a passphrase byte by byte, so as to read nothing behind it.
-            read[pid] = read.get(pid, "") + got[1]
-    readers = {
-        program.get(pid, "the daemon or a worker")
-        for pid, text in read.items()
-        if PASSPHRASE in text
-    }
-    assert "/usr/sbin/cryptsetup" in readers
-    assert readers <= {"/usr/sbin/cryptsetup", "/usr/bin/systemd-creds"}
+    found = readers(traced(vm, watching), PASSPHRASE)
+    assert "/usr/sbin/cryptsetup" in found
+    assert found <= {"/usr/sbin/cryptsetup", "/usr/bin/systemd-creds"}

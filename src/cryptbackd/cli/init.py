@@ -7,11 +7,8 @@ environment, no log has it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import getpass
 import json
 import os
-import sys
 from typing import Any
 
 import attrs
@@ -20,11 +17,8 @@ import click
 from ..config import check_name
 from ..errors import CryptbackError, Refused
 from ..text import parse_size, printable, size
-from . import bus, follow, output
+from . import ask, bus, follow, output
 from .bus import Values
-
-MAX_PASSPHRASE = 512
-"""Bytes that cryptsetup reads of a line."""
 
 
 def _size(_context: click.Context, _option: click.Parameter, value: str | None) -> int | None:
@@ -35,7 +29,7 @@ def _size(_context: click.Context, _option: click.Parameter, value: str | None) 
 
 
 @attrs.frozen
-class _Plan:
+class Plan:
     """What was asked for on the command line."""
 
     device: str
@@ -52,6 +46,7 @@ class _Plan:
     yes: bool
     pbkdf_memory: int | None
     pbkdf_iterations: int | None
+    adopt: bool
     as_json: bool
 
     def options(self) -> dict[str, Any]:
@@ -69,6 +64,7 @@ class _Plan:
             run=self.run,
             pbkdf_memory=None if self.pbkdf_memory is None else self.pbkdf_memory * 1024,
             pbkdf_iterations=self.pbkdf_iterations,
+            adopt=self.adopt or None,
         )
 
 
@@ -114,6 +110,9 @@ class _Plan:
     metavar="N",
     help="Read the passphrase, one line, from this descriptor.",
 )
+@click.option(
+    "--adopt", is_flag=True, help="Enrol a drive again that has a backup: what is on it stays."
+)
 @click.option("--no-run", is_flag=True, help="Don't make the first backup now.")
 @click.option("--yes", is_flag=True, help="Don't ask; for scripts.")
 @click.option(
@@ -134,6 +133,7 @@ def init(
     container: str | None,
     owner: str | None,
     passphrase_fd: int | None,
+    adopt: bool,
     no_run: bool,
     yes: bool,
     pbkdf_memory: int | None,
@@ -145,7 +145,7 @@ def init(
     Makes an encrypted container on it, remembers the drive, and makes the first backup.
     Shows first what is on the device, and asks before anything is changed.
     """
-    plan = _Plan(
+    plan = Plan(
         device,
         name,
         tuple(os.path.abspath(path) for path in include),
@@ -160,15 +160,20 @@ def init(
         yes,
         pbkdf_memory,
         pbkdf_iterations,
+        adopt,
         as_json,
     )
     output.finish(lambda: _init(plan), as_json)
 
 
-def _init(plan: _Plan) -> int:
+def _init(plan: Plan) -> int:
     # What is asked of a person is asked between two connections and outside of any loop,
     # where Ctrl-C simply ends the program.
     _check(plan)
+    if plan.adopt:
+        from .adopt import enrol_again
+
+        return enrol_again(plan)
     found = asyncio.run(_survey(plan))
     _show(plan, found)
     if found["problems"]:
@@ -178,7 +183,7 @@ def _init(plan: _Plan) -> int:
         raise Refused(first["sentence"], first["hint"])
     if not plan.yes and not click.confirm("Go on?"):
         raise Refused("Nothing was changed.")
-    result = asyncio.run(_enrol(plan, _passphrase(plan)))
+    result = asyncio.run(_enrol(plan, ask.new("Passphrase for the drive", plan.passphrase_fd)))
     if plan.as_json:
         output.dump({"event": "result", **result})
     else:
@@ -186,49 +191,42 @@ def _init(plan: _Plan) -> int:
     return output.exit_code(result)
 
 
-async def _survey(plan: _Plan) -> Values:
+async def _survey(plan: Plan) -> Values:
     async with bus.connected() as client:
         (answer,) = await client.call("Survey", "sa{sv}", plan.device, plan.options())
     found: Values = json.loads(answer)
     return found
 
 
-async def _enrol(plan: _Plan, passphrase: bytes) -> Values:
+async def _enrol(plan: Plan, passphrase: bytes) -> Values:
     async with bus.connected() as client:
         await client.listen()
         (run_id,) = await client.call("Init", "sa{sv}", plan.device, plan.options())
-        for purpose in ("format", "first-open"):
-            fd = await client.call_for_fd("HandOver", "ss", run_id, purpose)
-            with os.fdopen(fd, "wb", buffering=0) as pipe, contextlib.suppress(BrokenPipeError):
-                pipe.write(passphrase + b"\n")
-        del passphrase
+        line = passphrase + b"\n"
+        await ask.hand_over(client, run_id, {"format": line, "first-open": line})
+        del passphrase, line
         if plan.as_json:
             output.dump({"event": "begun", "name": plan.name, "run": run_id})
         results = await follow.follow(client, plan.name, [run_id], follow.display(plan.as_json))
     return results[run_id]
 
 
-def _check(plan: _Plan) -> None:
+def _check(plan: Plan) -> None:
     """Refuse what can be known to be wrong before any device is looked at."""
     check_name(plan.name)
     if plan.format == "luks" and plan.container is not None:
         raise Refused("With --format luks there is no container file.", "Leave out --container.")
+    if plan.adopt and (plan.format or plan.size):
+        raise Refused("With --adopt nothing is made.", "Leave out --format and --size.")
     for path in plan.include:
         if not os.path.lexists(path):
             raise Refused(f"There is nothing at {printable(path)}.", "Look at --include.")
-    if not plan.yes and (plan.as_json or not sys.stdin.isatty()):
-        raise Refused(
-            "Nobody can be asked whether to go on, as this is no terminal.",
-            "--yes goes on without asking.",
-        )
-    if plan.passphrase_fd is None and not sys.stdin.isatty():
-        raise Refused(
-            "Nobody can be asked for a passphrase, as this is no terminal.",
-            "Hand it over on a descriptor: --passphrase-fd N.",
-        )
+    if not plan.yes:
+        output.want_somebody(plan.as_json)
+    ask.want_terminal("--passphrase-fd", plan.passphrase_fd)
 
 
-def _show(plan: _Plan, found: Values) -> None:
+def _show(plan: Plan, found: Values) -> None:
     if plan.as_json:
         output.dump({"event": "survey", **found})
         return
@@ -259,40 +257,7 @@ def _show(plan: _Plan, found: Values) -> None:
     output.say(f"Backed up will be: {', '.join(plan.include)}")
 
 
-def _passphrase(plan: _Plan) -> bytes:
-    if plan.passphrase_fd is not None:
-        return _one_line(plan.passphrase_fd)
-    first = getpass.getpass("Passphrase for the drive: ")
-    if first != getpass.getpass("The same again: "):
-        raise Refused("The two are not the same; nothing was changed.")
-    return _usable(first.encode("utf-8", "surrogateescape"))
-
-
-def _one_line(fd: int) -> bytes:
-    line = b""
-    try:
-        while b"\n" not in line and len(line) <= MAX_PASSPHRASE:
-            chunk = os.read(fd, MAX_PASSPHRASE + 1 - len(line))
-            if not chunk:
-                break
-            line += chunk
-    except OSError as exc:
-        raise Refused(f"Descriptor {fd} can't be read: {exc.strerror}.") from None
-    return _usable(line.partition(b"\n")[0])
-
-
-def _usable(passphrase: bytes) -> bytes:
-    if not passphrase:
-        raise Refused("An empty passphrase protects nothing; nothing was changed.")
-    if len(passphrase) > MAX_PASSPHRASE or b"\n" in passphrase or b"\0" in passphrase:
-        raise Refused(
-            f"The passphrase must be one line of at most {MAX_PASSPHRASE} bytes;"
-            " nothing was changed."
-        )
-    return passphrase
-
-
-def _tell(plan: _Plan, result: Values) -> None:
+def _tell(plan: Plan, result: Values) -> None:
     follow.tell(result)
     if result["outcome"] not in ("done", "warnings"):
         return
@@ -300,7 +265,4 @@ def _tell(plan: _Plan, result: Values) -> None:
     output.say(f"{name} is enrolled: whenever it is plugged in, it is backed up to.")
     output.say(f"  What is backed up stands in /etc/cryptback/drives.d/{name}.toml.")
     output.say("  So that nobody is asked for the passphrase, store it for this computer:")
-    output.say(
-        f"    systemd-ask-password -n | systemd-creds encrypt --name=cryptback.{name} -"
-        f" /etc/credstore.encrypted/cryptback.{name}"
-    )
+    output.say(f"    cryptback passphrase {name} remember")

@@ -7,12 +7,13 @@ through ``printable`` before a terminal sees it.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable
 
 import click
 
-from ..errors import BY_NAME, CryptbackError
+from ..errors import BY_NAME, CryptbackError, Refused
 from ..text import printable
 from .bus import Values
 
@@ -43,9 +44,30 @@ def complain(error: CryptbackError) -> None:
         click.echo(f"  {printable(error.hint, 1000)}", err=True)
 
 
+def begun(name: str, run: str, as_json: bool) -> None:
+    """Tell a program which run was begun."""
+    if as_json:
+        dump({"event": "begun", "name": name, "run": run})
+
+
 def is_terminal() -> bool:
     """Whether a person looks at standard output."""
     return sys.stdout.isatty()
+
+
+def want_root() -> None:
+    """Raise Refused for anybody but root, before anything is asked of them."""
+    if os.geteuid() != 0:
+        raise Refused("Only root may ask for that.", "Try it with sudo.")
+
+
+def want_somebody(as_json: bool) -> None:
+    """Raise Refused where nobody can be asked whether to go on."""
+    if as_json or not sys.stdin.isatty():
+        raise Refused(
+            "Nobody can be asked whether to go on, as this is no terminal.",
+            "--yes goes on without asking.",
+        )
 
 
 def finish(verb: Callable[[], int], as_json: bool) -> None:

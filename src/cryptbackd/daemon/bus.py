@@ -75,7 +75,7 @@ class Bus:
     _timers: dict[str, asyncio.TimerHandle] = attrs.field(factory=dict)
     _again: set[str] = attrs.field(factory=set)
     _enrolling: dict[str, list[Job]] = attrs.field(factory=dict)
-    """The init jobs by the unique bus name of who asked for them."""
+    """The jobs that end with who asked for them, by the unique bus names of these."""
     _turns: Turns = attrs.field(factory=Turns)
     _authority: Authority = attrs.field(init=False)
     _inhibitor: Inhibitor = attrs.field(init=False)
@@ -310,6 +310,32 @@ class Bus:
         """Init."""
         seen = self.resolve(message.body[0])
         job = self.service.init(seen, _plain(message.body[1]))
+        return await self._minded(message, job)
+
+    async def header(self, message: Message) -> _Answer:
+        """Header."""
+        return _Answer("s", [json.dumps(await self.service.look(message.body[0]))])
+
+    async def passphrase(self, message: Message) -> _Answer:
+        """Passphrase."""
+        job = self.service.passphrase(message.body[0], _plain(message.body[1]))
+        return await self._minded(message, job)
+
+    async def adopt(self, message: Message) -> _Answer:
+        """Adopt."""
+        return await self._minded(message, self.service.adopt(message.body[0]))
+
+    async def repair(self, message: Message) -> _Answer:
+        """Repair."""
+        options = _plain(message.body[1])
+        device = options.pop("device", "")
+        if options or not isinstance(device, str):
+            raise Refused("A repair has no such option.")
+        seen = self.resolve(device) if device else None
+        return _Answer("s", [self.service.repair(message.body[0], seen)])
+
+    async def _minded(self, message: Message, job: Job) -> _Answer:
+        """The id of *job*, which ends with whoever asked for it."""
         try:
             await self._mind_client(message.sender or "", job)
         except BaseException:
@@ -318,7 +344,7 @@ class Bus:
         return _Answer("s", [job.id])
 
     async def hand_over(self, message: Message) -> _Answer:
-        """HandOver; only who asked for an init gets its pipes."""
+        """HandOver; only who asked for a job gets its pipes."""
         run, purpose = message.body
         if all(job.id != run for job in self._enrolling.get(message.sender or "", [])):
             raise Refused("No passphrase is wanted from you for that.")
@@ -379,7 +405,11 @@ CALLS: dict[tuple[str, str], _Call] = {
     ("Eject", "s"): _Call(Bus.eject, Action.EJECT),
     ("Survey", "sa{sv}"): _Call(Bus.survey, Action.MANAGE),
     ("Init", "sa{sv}"): _Call(Bus.init, Action.MANAGE),
-    ("HandOver", "ss"): _Call(Bus.hand_over),  # a pipe is given to who asked for the init alone
+    ("Header", "s"): _Call(Bus.header, Action.MANAGE),
+    ("Passphrase", "sa{sv}"): _Call(Bus.passphrase, Action.MANAGE),
+    ("Adopt", "s"): _Call(Bus.adopt, Action.MANAGE),
+    ("Repair", "sa{sv}"): _Call(Bus.repair, Action.MANAGE),
+    ("HandOver", "ss"): _Call(Bus.hand_over),  # a pipe is given to who asked for the job alone
 }
 """Each method and its signature, and who may call it: the table in docs/dbus.md."""
 

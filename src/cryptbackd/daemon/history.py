@@ -81,6 +81,9 @@ UPDATE runs SET touched = 0 WHERE outcome = 'skipped';
 }
 """What makes a schema of this version one of the next."""
 
+_BACKUPS = (JobKind.BACKUP.value, JobKind.INIT.value)
+"""The jobs that one insertion is one of."""
+
 
 @attrs.frozen
 class Insertion:
@@ -206,11 +209,11 @@ class History:
         return _run(rows[0]) if rows else None
 
     def last_attempt(self, entry: str) -> float:
-        """When the last run of *entry* ended that was not skipped (Unix time; 0: never)."""
+        """When the last backup of *entry* ended that was not skipped (Unix time; 0: never)."""
         rows = self._execute(
             "SELECT finished FROM runs WHERE entry = ? AND finished IS NOT NULL"
-            " AND outcome != 'skipped' ORDER BY rowid DESC LIMIT 1",
-            (entry,),
+            " AND job IN (?, ?) AND outcome != 'skipped' ORDER BY rowid DESC LIMIT 1",
+            (entry, *_BACKUPS),
         )
         return float(rows[0][0]) if rows else 0.0
 
@@ -238,11 +241,11 @@ class History:
         )
 
     def past(self, entry: str, insertion: Insertion) -> list[Past]:
-        """The runs of *entry* in this insertion, as the policy wants to know them."""
+        """The backups of *entry* in this insertion, as the policy wants to know them."""
         rows = self._execute(
             "SELECT outcome, interrupted FROM runs WHERE entry = ? AND boot_id = ? AND diskseq = ?"
-            " ORDER BY rowid",
-            (entry, insertion.boot_id, insertion.diskseq),
+            " AND job IN (?, ?) ORDER BY rowid",
+            (entry, insertion.boot_id, insertion.diskseq, *_BACKUPS),
         )
         return [Past(Outcome(row[0]) if row[0] else None, bool(row[1])) for row in rows]
 

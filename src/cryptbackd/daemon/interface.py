@@ -53,6 +53,27 @@ XML = """\
       <arg name="options" type="a{sv}" direction="in"/>
       <arg name="run" type="s" direction="out"/>
     </method>
+    <!-- What is different about the header on a drive; JSON as of the survey. -->
+    <method name="Header">
+      <arg name="name" type="s" direction="in"/>
+      <arg name="json" type="s" direction="out"/>
+    </method>
+    <!-- `action`: add, change, remove, enroll-tpm2, enroll-fido2, recovery-key. -->
+    <method name="Passphrase">
+      <arg name="name" type="s" direction="in"/>
+      <arg name="options" type="a{sv}" direction="in"/>
+      <arg name="run" type="s" direction="out"/>
+    </method>
+    <method name="Adopt">
+      <arg name="name" type="s" direction="in"/>
+      <arg name="run" type="s" direction="out"/>
+    </method>
+    <method name="Repair">
+      <arg name="name" type="s" direction="in"/>
+      <arg name="options" type="a{sv}" direction="in"/>
+      <arg name="run" type="s" direction="out"/>
+    </method>
+    <!-- To be written to, and closed; for the purpose `recovery-key`: to be read. -->
     <method name="HandOver">
       <arg name="run" type="s" direction="in"/>
       <arg name="purpose" type="s" direction="in"/>

@@ -7,6 +7,7 @@ import os
 import secrets
 import signal
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import attrs
@@ -36,9 +37,9 @@ class Job:
     entry_text: str = ""
     options: dict[str, Any] = attrs.field(factory=dict)
     enrolment: dict[str, int] = attrs.field(factory=dict)
-    """The read ends of an init's pipes by the purpose of the key; owned."""
+    """The worker's ends of the pipes for keys, by their purpose; owned."""
     writers: dict[str, int] = attrs.field(factory=dict)
-    """Their write ends, until they are given away; owned."""
+    """The other ends, until they are given away; owned."""
     worker: WorkerProcess | None = None
     chain: Chain | None = None
     asking: asyncio.Task[None] | None = None
@@ -69,7 +70,7 @@ class Job:
     @property
     def recorded(self) -> bool:
         """Whether it is a run, which the history and the journal know; the others are not."""
-        return self.kind in (JobKind.INIT, JobKind.BACKUP)
+        return self.kind not in (JobKind.SURVEY, JobKind.LOOK, JobKind.RELEASE)
 
     @property
     def begins_again(self) -> bool:
@@ -91,8 +92,20 @@ class Job:
                 return "the drive is enrolled, without a backup yet"
             case JobKind.INIT:
                 return "the drive was not enrolled"
+            case JobKind.PASSPHRASE | JobKind.REPAIR:
+                return "what was begun is finished at the next plug"
+            case JobKind.ADOPT:
+                return "the stored header is whole, the old one or the new"
             case _:
                 return "nothing was changed"
+
+    def open_enrolment(self, purposes: Iterable[str]) -> None:
+        """Make the pipes for what is handed over, or in one case handed out."""
+        for purpose in purposes:
+            reading, writing = os.pipe2(os.O_CLOEXEC)
+            if purpose == "recovery-key":
+                reading, writing = writing, reading
+            self.enrolment[purpose], self.writers[purpose] = reading, writing
 
     def close_enrolment(self) -> None:
         """Close the pipes that no key was asked from."""
@@ -106,6 +119,10 @@ _WORK = {
     JobKind.SURVEY: "while it was looked at",
     JobKind.INIT: "in the middle of its enrolment",
     JobKind.BACKUP: "in the middle of the backup",
+    JobKind.PASSPHRASE: "while what opens it was changed",
+    JobKind.ADOPT: "while its header was taken over",
+    JobKind.REPAIR: "while its header was repaired",
+    JobKind.LOOK: "while it was looked at",
     JobKind.RELEASE: "while it was made ready for that",
 }
 

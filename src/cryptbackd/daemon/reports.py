@@ -13,6 +13,12 @@ _EXPECTED = frozenset(
 )
 """Errors that say nothing bad of program or drive: a warning, not an error, in the journal."""
 _SHOWN_WARNINGS = 3
+_WHAT = {
+    JobKind.INIT: "enrolment",
+    JobKind.PASSPHRASE: "change of what opens it",
+    JobKind.ADOPT: "adoption of its header",
+    JobKind.REPAIR: "repair of its header",
+}
 
 
 @attrs.frozen
@@ -27,7 +33,7 @@ class Line:
 
 def begun(name: str, kind: JobKind, node: str, label: str) -> Line:
     """The first line of a run."""
-    what = "enrolment" if kind is JobKind.INIT else "backup"
+    what = _WHAT.get(kind, "backup")
     return Line(
         f"{name}: {what} begun on {node}{f' ({label})' if label else ''}.", message="run_begun"
     )

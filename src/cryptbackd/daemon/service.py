@@ -25,7 +25,7 @@ from ..errors import (
 )
 from ..model import Device, JobKind, Outcome, Phase, RunResult, StopReason
 from ..text import ago, count, printable
-from . import entries, jobs, journal, policy, reports
+from . import entries, jobs, journal, keyslots, policy, reports
 from .history import History, Insertion, Run
 from .jobs import Job
 from .keys import sources
@@ -49,6 +49,8 @@ INIT_OPTIONS: dict[str, object] = {
     "run": True,
     "pbkdf_memory": None,
     "pbkdf_iterations": None,
+    "adopt": False,
+    "fingerprint": "",
 }
 """What an init can be told, with the defaults (see ``protocol.Start``)."""
 _NUMBERS = ("size", "pbkdf_memory", "pbkdf_iterations")
@@ -210,8 +212,20 @@ class Service:
         """What is on a device.  Raises Busy, Refused, and whatever the worker ended with."""
         _check_options(options)
         self._want_idle(seen)
-        job = self._job(JobKind.SURVEY, str(options.get("name") or "survey"), seen)
+        kind = JobKind.LOOK if options.get("adopt") else JobKind.SURVEY
+        job = self._job(kind, str(options.get("name") or "survey"), seen)
         job.options = options
+        return await self._answer(job)
+
+    async def look(self, name: str) -> dict[str, object]:
+        """What is different about the header on the drive *name*.
+
+        Raises UnknownDrive, ConfigError, DriveAbsent and Busy, and whatever the worker ended
+        with.
+        """
+        return await self._answer(self._for_entry(JobKind.LOOK, name))
+
+    async def _answer(self, job: Job) -> dict[str, object]:
         self.supervisor.submit(job)
         result = await job.over
         if result.outcome is not Outcome.DONE:
@@ -235,13 +249,50 @@ class Service:
         self._want_idle(seen)
         job = self._job(JobKind.INIT, name, seen)
         job.options = options
-        for purpose in ("format", "first-open"):
-            job.enrolment[purpose], job.writers[purpose] = os.pipe2(os.O_CLOEXEC)
+        job.open_enrolment(("current",) if options["adopt"] else ("format", "first-open"))
         self.supervisor.submit(job)
         return job
 
+    def passphrase(self, name: str, options: dict[str, Any]) -> Job:
+        """Change what opens the drive *name*; passphrases are to come through ``hand_over``.
+
+        Raises UnknownDrive, ConfigError, DriveAbsent, Busy and Refused.
+        """
+        purposes = keyslots.purposes(options)
+        job = self._for_entry(JobKind.PASSPHRASE, name)
+        job.options = options
+        job.open_enrolment(purposes)
+        self.supervisor.submit(job)
+        return job
+
+    def adopt(self, name: str) -> Job:
+        """Store the header that is on the drive *name*; a passphrase of it is to come through
+        ``hand_over``.  Raises what :meth:`passphrase` does.
+        """
+        job = self._for_entry(JobKind.ADOPT, name)
+        job.open_enrolment(("current",))
+        self.supervisor.submit(job)
+        return job
+
+    def repair(self, name: str, seen: Seen | None = None) -> str:
+        """Write the stored header to the drive *name*, or to the partition *seen* that shows no
+        UUID any more; the id of the run.  Raises what :meth:`passphrase` does.
+        """
+        job = self._for_entry(JobKind.REPAIR, name, seen)
+        self.supervisor.submit(job)
+        return job.id
+
+    def _for_entry(self, kind: JobKind, name: str, seen: Seen | None = None) -> Job:
+        entry = self.store.get(name)
+        seen = seen or self._the_one(name, entry)
+        self._want_idle(seen)
+        job = self._job(kind, name, seen)
+        job.entry = entry
+        job.entry_text = self.store.now().texts[name]
+        return job
+
     def hand_over(self, run: str, purpose: str) -> int:
-        """The write end of the pipe for the passphrase that the init *run* needs for *purpose*.
+        """The end of the pipe for what the job *run* needs, or has to give, for *purpose*.
 
         The caller's to close; each is given away once.  Raises Refused.
         """
@@ -251,7 +302,7 @@ class Service:
         raise Refused("No passphrase is wanted for that (any more).")
 
     def client_left(self, job: Job) -> None:
-        """Who asked for the init *job* is gone: without them it can't be enrolled."""
+        """Who asked for *job*, and has its passphrases, is gone."""
         if not job.over.done() and not job.enrolled:
             self.supervisor.stop(job, StopReason.CANCEL)
 

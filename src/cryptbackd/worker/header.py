@@ -12,9 +12,8 @@ from __future__ import annotations
 import base64
 import fcntl
 import hashlib
-import json
 import os
-import struct
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,26 +21,23 @@ from typing import Any
 
 import attrs
 
-from .. import paths
+from .. import luks2, paths
 from ..errors import ForgedDrive, Refused
+from ..luks2 import FIELDS, MAGIC, Token, need
 from ..text import printable
 
 CIPHER = "aes-xts-plain64"
 KEY_BYTES = 64
 SECTOR_SIZES = (512, 4096)
 
-_MAGIC = (b"LUKS\xba\xbe", b"SKUL\xba\xbe")
-_FIELDS = struct.Struct(">6sHQQ48s32s64s40s48sQ184s64s")
-_BINARY = 4096
-_CSUM_AT = _FIELDS.size - 64
-_SIZES = tuple(1 << n for n in range(14, 23))
-"""Bytes that one of the two metadata areas may have (16 KiB to 4 MiB)."""
 _MAX_OFFSET = 64 << 20
 _MAX_KDF_MEMORY = 4 << 20
 """KiB; cryptsetup itself makes none above 4 GiB."""
 _MAX_ARGON_TIME = 10_000
 _MAX_PBKDF2_ITERATIONS = 1_000_000_000
-_TOKENS = ("systemd-tpm2", "systemd-fido2", "systemd-recovery")
+_SPLITTERS = ("sha256", "sha512")
+"""cryptsetup's own hash, and the one that systemd-cryptenroll(1) asks for."""
+_AT_ONCE = 16 << 20
 
 
 @attrs.frozen
@@ -58,6 +54,11 @@ class Header:
     """Offset and length of the keyslots' areas."""
     metadata: int
     """Bytes of one of the two metadata areas."""
+    seqid: int
+    """Grows with each change of the header."""
+    keyslots: frozenset[int]
+    """Those that are tried: one with priority "ignore" isn't."""
+    tokens: tuple[Token, ...]
     raw: bytes
 
     @property
@@ -67,14 +68,23 @@ class Header:
         parts += [self.raw[offset : offset + length] for offset, length in self.areas]
         return b"".join(parts)
 
+    @property
+    def typed(self) -> set[int]:
+        """The keyslots of passphrases and recovery keys; see ``luks2.typed``."""
+        return luks2.typed(self.keyslots, self.tokens)
 
-def _forged(what: str) -> ForgedDrive:
-    return ForgedDrive(f"Its LUKS2 header is not one that cryptbackd made: {what}.")
+    @property
+    def fingerprint(self) -> str:
+        """What stays the same as long as the volume key does: SHA-256, hexadecimal.
 
+        Of the digest of the volume key, its salt, and how the data is encrypted and where.
+        """
+        facts = (self.digest, self.salt, CIPHER, KEY_BYTES, self.sector_size, self.size)
+        return hashlib.sha256("\n".join(map(str, facts)).encode()).hexdigest()
 
-def _need(good: bool, what: str) -> None:
-    if not good:
-        raise _forged(what)
+    def same_volume(self, other: Header) -> bool:
+        """Whether whoever opens the one volume opens the other: the same key, data and name."""
+        return (self.fingerprint, self.uuid) == (other.fingerprint, other.uuid)
 
 
 def parse(raw: bytes) -> Header:
@@ -82,106 +92,96 @@ def parse(raw: bytes) -> Header:
 
     *raw* must hold everything up to the encrypted data.
     """
+    first = luks2.metadata(raw)
+    second = luks2.metadata(raw, first.size, MAGIC[1])
+    need(first == second, "its two copies differ")
     try:
-        first = _area(raw, 0, _MAGIC[0])
-        second = _area(raw, first[1], _MAGIC[1])
-        _need(first[0] == second[0], "its two copies differ")
-        return _judge(raw, *first)
-    except (KeyError, ValueError, TypeError, AttributeError, IndexError, struct.error) as exc:
-        raise _forged(f"it can't be understood ({printable(str(exc), 60)})") from exc
+        return _judge(raw, first)
+    except (KeyError, ValueError, TypeError, AttributeError, IndexError) as exc:
+        raise luks2.forged(f"it can't be understood ({printable(str(exc), 60)})") from exc
 
 
-def _area(raw: bytes, offset: int, magic: bytes) -> tuple[dict[str, Any], int, str]:
-    binary = raw[offset : offset + _BINARY]
-    fields = _FIELDS.unpack_from(binary)
-    _need(fields[0] == magic and fields[1] == 2, "it has no LUKS2 magic")
-    size = fields[2]
-    _need(size in _SIZES and fields[9] == offset, "its sizes are wrong")
-    _need(fields[5].rstrip(b"\0") == b"sha256", "its checksum algorithm is not sha256")
-    area = raw[offset : offset + size]
-    _need(len(area) == size, "it is cut short")
-    blank = area[:_CSUM_AT] + bytes(64) + area[_CSUM_AT + 64 :]
-    _need(hashlib.sha256(blank).digest() == fields[11][:32], "its checksum is wrong")
-    text = area[_BINARY:].split(b"\0", 1)[0]
-    return json.loads(text), size, fields[7].rstrip(b"\0").decode("ascii")
-
-
-def _judge(raw: bytes, meta: dict[str, Any], metadata: int, uuid: str) -> Header:
+def _judge(raw: bytes, found: luks2.Metadata) -> Header:
+    meta, metadata = found.json, found.size
     config, segments, digests = meta["config"], meta["segments"], meta["digests"]
-    _need(not config.get("requirements"), "it asks for a feature that is not allowed")
-    _need(set(segments) == {"0"}, "it has more than one segment")
+    need(not config.get("requirements"), "it asks for a feature that is not allowed")
+    need(set(segments) == {"0"}, "it has more than one segment")
     segment = segments["0"]
-    _need(segment["type"] == "crypt", "its segment is not of type crypt")
-    _need(segment["encryption"] == CIPHER, f"its cipher is {printable(segment['encryption'], 40)}")
-    _need(segment["size"] == "dynamic" and segment["iv_tweak"] == "0", "its segment is odd")
-    _need("integrity" not in segment and "opal" not in segment, "it asks for integrity or OPAL")
-    _need(not segment.get("flags"), "its segment has flags")
+    need(segment["type"] == "crypt", "its segment is not of type crypt")
+    need(segment["encryption"] == CIPHER, f"its cipher is {printable(segment['encryption'], 40)}")
+    need(segment["size"] == "dynamic" and segment["iv_tweak"] == "0", "its segment is odd")
+    need("integrity" not in segment and "opal" not in segment, "it asks for integrity or OPAL")
+    need(not segment.get("flags"), "its segment has flags")
     sector_size = segment["sector_size"]
-    _need(sector_size in SECTOR_SIZES, "its sector size is odd")
+    need(sector_size in SECTOR_SIZES, "its sector size is odd")
     offset = int(segment["offset"])
-    _need(2 * metadata <= offset <= _MAX_OFFSET and offset % 4096 == 0, "its offset is odd")
-    _need(len(raw) >= offset, "it is cut short")
-    _need(set(digests) == {"0"} and digests["0"]["segments"] == ["0"], "its digests are odd")
+    need(2 * metadata <= offset <= _MAX_OFFSET and offset % 4096 == 0, "its offset is odd")
+    need(len(raw) >= offset, "it is cut short")
+    need(set(digests) == {"0"} and digests["0"]["segments"] == ["0"], "its digests are odd")
     digest = digests["0"]
-    _need(digest["type"] == "pbkdf2" and digest["hash"] == "sha256", "its digest is odd")
-    _need(0 < digest["iterations"] <= _MAX_PBKDF2_ITERATIONS, "its digest costs too much")
+    need(digest["type"] == "pbkdf2" and digest["hash"] == "sha256", "its digest is odd")
+    need(0 < digest["iterations"] <= _MAX_PBKDF2_ITERATIONS, "its digest costs too much")
     keyslots = meta["keyslots"]
-    _need(0 < len(keyslots) <= 32, "it has no keyslot, or too many")
-    _need(set(digest["keyslots"]) == set(keyslots), "a keyslot belongs to no digest")
+    need(0 < len(keyslots) <= 32, "it has no keyslot, or too many")
+    need(set(digest["keyslots"]) == set(keyslots), "a keyslot belongs to no digest")
     areas = tuple(_keyslot(slot, 2 * metadata, offset) for _n, slot in sorted(keyslots.items()))
-    for token in meta["tokens"].values():
-        kind = printable(str(token["type"]), 40)
-        _need(token["type"] in _TOKENS, f"it has a token of type {kind}")
+    for token in found.tokens:
+        need(token.kind in luks2.TOKENS, f"it has a token of type {printable(token.kind, 40)}")
+        need({str(n) for n in token.keyslots} <= set(keyslots), "a token has no keyslot")
     return Header(
-        uuid=uuid,
+        uuid=found.uuid,
         size=offset,
         sector_size=sector_size,
         digest=str(digest["digest"]),
         salt=str(digest["salt"]),
         areas=areas,
         metadata=metadata,
+        seqid=found.seqid,
+        keyslots=frozenset(int(n) for n, slot in keyslots.items() if slot.get("priority") != 0),
+        tokens=found.tokens,
         raw=raw[:offset],
     )
 
 
 def _keyslot(slot: dict[str, Any], lowest: int, highest: int) -> tuple[int, int]:
-    _need(slot["type"] == "luks2" and slot["key_size"] == KEY_BYTES, "a keyslot's key is short")
+    need(slot["type"] == "luks2" and slot["key_size"] == KEY_BYTES, "a keyslot's key is short")
     area, kdf, spread = slot["area"], slot["kdf"], slot["af"]
-    _need(area["type"] == "raw" and area["encryption"] == CIPHER, "a keyslot's cipher is wrong")
-    _need(area["key_size"] in (32, KEY_BYTES), "a keyslot's own key is short")
+    need(area["type"] == "raw" and area["encryption"] == CIPHER, "a keyslot's cipher is wrong")
+    need(area["key_size"] in (32, KEY_BYTES), "a keyslot's own key is short")
     offset, length = int(area["offset"]), int(area["size"])
-    _need(lowest <= offset and length > 0 and offset + length <= highest, "a keyslot lies outside")
-    _need(
-        spread["type"] == "luks1" and spread["stripes"] == 4000 and spread["hash"] == "sha256",
+    need(lowest <= offset and length > 0 and offset + length <= highest, "a keyslot lies outside")
+    need(
+        spread["type"] == "luks1" and spread["stripes"] == 4000 and spread["hash"] in _SPLITTERS,
         "a keyslot's splitter is odd",
     )
     if kdf["type"] in ("argon2id", "argon2i"):
-        _need(
+        need(
             0 < kdf["memory"] <= _MAX_KDF_MEMORY
             and 0 < kdf["time"] <= _MAX_ARGON_TIME
             and 0 < kdf["cpus"] <= 64,
             "a keyslot's Argon2 costs too much",
         )
     else:
-        _need(
+        need(
             kdf["type"] == "pbkdf2"
             and kdf["hash"] in ("sha256", "sha512")
             and 0 < kdf["iterations"] <= _MAX_PBKDF2_ITERATIONS,
             "a keyslot's key derivation is odd",
         )
-    _need(len(base64.b64decode(kdf["salt"], validate=True)) >= 16, "a keyslot's salt is short")
+    need(len(base64.b64decode(kdf["salt"], validate=True)) >= 16, "a keyslot's salt is short")
     return offset, length
 
 
 def read(fd: int) -> Header:
     """The header at the beginning of an opened container or partition; see ``parse``."""
-    start = os.pread(fd, _FIELDS.size, 0)
-    if len(start) < _FIELDS.size or start[:6] != _MAGIC[0]:
-        raise _forged("it has no LUKS2 magic")
-    return parse(_read_up_to(fd, 16 << 20))
+    # A file that is none at all is not read in full; only the second reading is believed.
+    start = os.pread(fd, FIELDS.size, 0)
+    need(len(start) == FIELDS.size and start[:6] == MAGIC[0], "it has no LUKS2 magic")
+    return parse(read_up_to(fd, _AT_ONCE))
 
 
-def _read_up_to(fd: int, length: int) -> bytes:
+def read_up_to(fd: int, length: int) -> bytes:
+    """The first *length* bytes of *fd*, or what there is of them."""
     parts = []
     offset = 0
     while offset < length:
@@ -216,6 +216,11 @@ def path_of(name: str) -> Path:
     return paths.HEADERS / name
 
 
+def pending_of(name: str) -> Path:
+    """Where the header from before a change is kept, until the drive has the new one as well."""
+    return paths.HEADERS / f"{name}.pending"
+
+
 def load(name: str) -> Header:
     """The stored header of the entry *name*; raises Refused when there is none that is whole."""
     try:
@@ -233,18 +238,88 @@ def load(name: str) -> Header:
 
 def store(name: str, header: Header) -> None:
     """Write the header of the entry *name*: whole or not at all, and only for root."""
-    target = path_of(name)
-    fresh = target.with_name(f".{name}.new")
-    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with suppress(FileNotFoundError):
-        fresh.unlink()
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(header.raw)
-        file.flush()
+    with fresh(name, header.raw) as new:
+        new.rename(path_of(name))
+    fsync_directory(paths.HEADERS)
+
+
+def keep_old(name: str) -> None:
+    """Keep the stored header under another name, too: it may be a volume's only good one."""
+    stored = path_of(name)
+    with suppress(FileExistsError):
+        os.link(stored, stored.with_name(f"{name}.until-{int(time.time())}"))
+
+
+def keep_theirs(name: str, fd: int, length: int) -> Path:
+    """Keep what stands in the place of the header on the drive *fd*, whatever it is."""
+    target = paths.HEADERS / f"{name}.drive-{int(time.time())}"
+    with fresh(name, read_up_to(fd, length)) as new:
+        new.rename(target)
+    fsync_directory(paths.HEADERS)
+    return target
+
+
+@contextmanager
+def copied(name: str) -> Iterator[Path]:
+    """A copy of the stored header of *name*, to be changed in place while the block runs.
+
+    What becomes of it is for :func:`replace` to say; else it is removed.
+    """
+    with fresh(name, path_of(name).read_bytes()) as copy:
+        yield copy
+
+
+def replace(name: str, changed: Path) -> None:
+    """Put the *changed* copy in the place of the stored header of *name*, durably.
+
+    The old one stays as the pending one, by which an interrupted change of the drive's own
+    header is known for what it is (see ``worker.own_header``).
+    """
+    fd = os.open(changed, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
         os.fsync(fd)
-    fresh.rename(target)
-    fsync_directory(target.parent)
+    finally:
+        os.close(fd)
+    with suppress(FileNotFoundError):
+        pending_of(name).unlink()
+    os.link(path_of(name), pending_of(name))
+    fsync_directory(paths.HEADERS)
+    changed.rename(path_of(name))
+    fsync_directory(paths.HEADERS)
+
+
+@contextmanager
+def fresh(name: str, raw: bytes) -> Iterator[Path]:
+    """A new, durable file with *raw* beside the stored headers; removed if it is still there."""
+    paths.HEADERS.mkdir(mode=0o700, parents=True, exist_ok=True)
+    new = paths.HEADERS / f".{name}.new"
+    with suppress(FileNotFoundError):
+        new.unlink()
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(fd)
+        yield new
+    finally:
+        with suppress(FileNotFoundError):
+            new.unlink()
+
+
+def pending(name: str) -> Header | None:
+    """The header from before a change that may not have reached the drive; None without one."""
+    try:
+        return parse(pending_of(name).read_bytes())
+    except (FileNotFoundError, ForgedDrive):
+        return None
+
+
+def settled(name: str) -> None:
+    """The drive has the stored header: forget the one from before."""
+    with suppress(FileNotFoundError):
+        pending_of(name).unlink()
+        fsync_directory(paths.HEADERS)
 
 
 def fsync_directory(directory: Path) -> None:

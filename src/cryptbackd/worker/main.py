@@ -20,6 +20,7 @@ import select
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .. import kernel
@@ -100,29 +101,41 @@ def _worker(fd: int) -> int:
     return 0
 
 
+def _job(start: Start) -> Callable[[Start, Control], RunResult]:
+    """The job's function, of which alone the code is loaded."""
+    from ..model import JobKind
+
+    match start.job:
+        case JobKind.BACKUP:
+            from .jobs.backup import backup as job
+        case JobKind.INIT if start.options.get("adopt"):
+            from .jobs.adopt import enrol_again as job
+        case JobKind.INIT:
+            from .jobs.init import init as job
+        case JobKind.RELEASE:
+            from .jobs.release import let_go as job
+        case JobKind.PASSPHRASE:
+            from .jobs.passphrase import passphrase as job
+        case JobKind.ADOPT:
+            from .jobs.adopt import adopt as job
+        case JobKind.REPAIR:
+            from .jobs.repair import repair as job
+        case JobKind.LOOK:
+            from .jobs.look import look as job
+        case JobKind.SURVEY:
+            from .jobs.survey import survey as job
+    return job
+
+
 def _do(start: Start, control: Control) -> RunResult:
     import traceback
 
     from ..errors import CryptbackError, DriveFailed
-    from ..model import JobKind, Outcome, RunResult
+    from ..model import Outcome, RunResult
     from ..text import printable
 
     try:
-        if start.job is JobKind.BACKUP:
-            from .jobs.backup import backup
-
-            return backup(start, control)
-        if start.job is JobKind.INIT:
-            from .jobs.init import init
-
-            return init(start, control)
-        if start.job is JobKind.RELEASE:
-            from .jobs.release import let_go
-
-            return let_go(start, control)
-        from .jobs.survey import survey
-
-        return survey(start, control)
+        return _job(start)(start, control)
     except CryptbackError as exc:
         return control.failed(exc)
     except OSError as exc:

@@ -26,7 +26,11 @@ class SourceFailed(CryptbackError):
 
 @attrs.frozen
 class Request:
-    """What a source is told.  ``entry`` is None while the drive is being enrolled."""
+    """What a source is told.  ``entry`` is None while the drive is being enrolled.
+
+    ``purpose`` is ``open``, for a passphrase, or of whoever is there a PIN is wanted:
+    ``tpm2-pin``, ``fido2-pin`` (see ``keys.token``).
+    """
 
     name: str
     entry: Entry | None
@@ -41,7 +45,7 @@ class Request:
 
 @attrs.define
 class Key:
-    """A key: ``fd`` (owned, until it is closed) or ``token``."""
+    """A key: ``fd`` (owned, until it is closed) or ``token``; both: ``fd`` has its PIN."""
 
     source: str
     fd: int | None = None
@@ -121,5 +125,6 @@ def sources() -> list[Source]:
     """Every source, in the order in which they are asked."""
     from .ask_password import AskPassword
     from .credential import EncryptedCredential, PlainCredential
+    from .token import Tokens
 
-    return [EncryptedCredential(), PlainCredential(), AskPassword()]
+    return [Tokens([AskPassword()]), EncryptedCredential(), PlainCredential(), AskPassword()]

@@ -18,6 +18,7 @@ from . import Key, Request, SourceFailed
 
 _PATIENCE = 120
 """Seconds that a question stands."""
+_WANTED = {"tpm2-pin": "PIN of this computer's TPM2", "fido2-pin": "PIN of the FIDO2 token"}
 
 
 @attrs.define
@@ -29,7 +30,8 @@ class AskPassword:
 
     async def key(self, request: Request) -> Key | None:
         """The answer, unread in a pipe; None when nobody answered."""
-        question = f"Passphrase for the backup drive {request.name}:"
+        what = _WANTED.get(request.purpose, "Passphrase")
+        question = f"{what} for the backup drive {request.name}:"
         if self.name in request.refused:
             question = f"That was wrong. {question}"
         reading, writing = os.pipe2(os.O_CLOEXEC)

@@ -23,7 +23,7 @@ from ...model import Device, LedgerEntry, Outcome, Phase, RunResult
 from ...run import run
 from ...text import printable
 from .. import header as headers
-from .. import workspace
+from .. import own_header, workspace
 from ..control import Control
 from ..device import opened, power_off
 from ..layers.inner import inner
@@ -109,6 +109,7 @@ def unlocked(
             file = stack.enter_context(container(drive, entry.container))
             device_of_loop = stack.enter_context(loop([file]))
             backing = device_of_loop.node
+        own_header.settle(name, header, file, control)
         difference = headers.difference(header, file)
         if difference:
             control.warn(

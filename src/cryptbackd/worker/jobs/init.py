@@ -91,7 +91,7 @@ def init(start: protocol.Start, control: Control) -> RunResult:
     options = Options.from_message(start.options)
     device = start.device
     place = workspace.make(options.name)
-    _render(options, "0000-0000")
+    render(options, "0000-0000")
     facts = examine(device, start.options, place)
     if facts.problems:
         raise Refused(**facts.problems[0])
@@ -122,8 +122,8 @@ def init(start: protocol.Start, control: Control) -> RunResult:
         tree = stack.enter_context(inner(volume, place / "tree"))
         stack.enter_context(told(control))
         control.check()
-        toml = _render(options, device.uuid if drive is not None else header.uuid)
-        with _enrolled(options, header, toml):
+        toml = render(options, device.uuid if drive is not None else header.uuid)
+        with enrolled(options, header, toml):
             tree.sync()
             if drive is not None and fresh is not None:
                 fresh.publish()
@@ -153,7 +153,8 @@ def init(start: protocol.Start, control: Control) -> RunResult:
     )
 
 
-def _render(options: Options, uuid: str) -> str:
+def render(options: Options, uuid: str) -> str:
+    """The entry that *options* ask for; raises ConfigError."""
     toml = config.render(uuid, options.container, options.owner, options.include, options.exclude)
     config.parse(toml, options.name)
     return toml
@@ -271,7 +272,7 @@ def _header_of(backing: str) -> headers.Header:
 
 
 @contextmanager
-def _enrolled(options: Options, header: headers.Header, toml: str) -> Iterator[None]:
+def enrolled(options: Options, header: headers.Header, toml: str) -> Iterator[None]:
     """Header first, then whatever the block does, then the entry: all of it or nothing."""
     name = options.name
     _set_aside(name)

@@ -27,7 +27,7 @@ CRYPTSETUP = "/usr/sbin/cryptsetup"
 DMSETUP = "/usr/sbin/dmsetup"
 KDF_DEADLINE = 600
 """Seconds; Argon2 with 1 GiB on a machine that swaps takes minutes."""
-_WRONG_KEY = 2
+WRONG_KEY = 2
 """cryptsetup(8), "Return codes": no permission (bad passphrase)."""
 
 
@@ -84,9 +84,11 @@ def _unlock(backing: str, mapping: str, header_fd: int, control: Control, purpos
     refused = ""
     while True:
         key, fd = control.key(purpose, refused)
-        token = ["--token-only", "--token-id", str(key.token)] if key.token >= 0 else []
+        # The plugins are for the token that was chosen, in the header that is stored, alone.
+        token = ["--token-only", "--token-id", str(key.token)]
+        words = token if key.token >= 0 else ["--disable-external-tokens"]
         argv = [CRYPTSETUP, "open", "--type", "luks2", "--header", f"/proc/self/fd/{header_fd}"]
-        argv += ["--disable-external-tokens", "--tries", "1", *token, backing, mapping]
+        argv += ["--tries", "1", *words, backing, mapping]
         try:
             ended = run(
                 argv,
@@ -101,7 +103,10 @@ def _unlock(backing: str, mapping: str, header_fd: int, control: Control, purpos
                 os.close(fd)
         if ended.status == 0:
             return key.source
-        if ended.status != _WRONG_KEY:
+        if key.token >= 0:
+            # Whatever keeps a token from it, there are other sources.
+            control.say(f"{key.source} does not open it: {ended.complaint}", priority=4)
+        elif ended.status != WRONG_KEY:
             raise DriveFailed(f"The volume can't be unlocked: {ended.complaint}")
         if purpose != "open":
             raise WrongPassphrase("The two passphrases differ.")
@@ -140,22 +145,28 @@ def _check(mapping: str, uuid: Path, ours: str, header: Header, backing: str) ->
         raise ForgedDrive(f"The mapping {mapping} has another sector size.")
 
 
+def cost(pbkdf_memory: int | None, pbkdf_iterations: int | None) -> list[str]:
+    """The words that replace cryptsetup's benchmark: memory in KiB, and iterations."""
+    words = []
+    if pbkdf_memory is not None:
+        words += ["--pbkdf-memory", str(pbkdf_memory)]
+    if pbkdf_iterations is not None:
+        words += ["--pbkdf-force-iterations", str(pbkdf_iterations)]
+    return words
+
+
 def format_volume(
     backing: str, control: Control, pbkdf_memory: int | None, pbkdf_iterations: int | None
 ) -> None:
     """Write a new LUKS2 header onto *backing*: 4 KiB sectors, Argon2id.
 
-    *pbkdf_memory* in KiB and *pbkdf_iterations* replace cryptsetup's benchmark.  The key is
-    the ``format`` one of whoever enrols the drive.  Raises WrongPassphrase and DriveFailed.
+    *pbkdf_memory* and *pbkdf_iterations* are as in :func:`cost`.  The key is the ``format``
+    one of whoever enrols the drive.  Raises WrongPassphrase and DriveFailed.
     """
     _key, fd = control.key("format")
-    cost = []
-    if pbkdf_memory is not None:
-        cost += ["--pbkdf-memory", str(pbkdf_memory)]
-    if pbkdf_iterations is not None:
-        cost += ["--pbkdf-force-iterations", str(pbkdf_iterations)]
     argv = [CRYPTSETUP, "luksFormat", "--batch-mode", "--type", "luks2", "--cipher", CIPHER]
-    argv += ["--key-size", "512", "--sector-size", "4096", "--pbkdf", "argon2id", *cost]
+    argv += ["--key-size", "512", "--sector-size", "4096", "--pbkdf", "argon2id"]
+    argv += cost(pbkdf_memory, pbkdf_iterations)
     argv += ["--use-urandom", backing]
     try:
         run(argv, stdin=fd, deadline=KDF_DEADLINE, interrupt=control.interrupt)

@@ -108,10 +108,10 @@ def _bdi(filesystem: Mounted, device: Device) -> str:
 
 
 @contextmanager
-def container(drive: Outer, path: str) -> Iterator[int]:
+def container(drive: Outer, path: str, flags: int = os.O_RDWR) -> Iterator[int]:
     """The opened container file *path* on the drive; raises DriveFailed when it is not there."""
     try:
-        fd = drive.open(path)
+        fd = drive.open(path, flags)
     except FileNotFoundError:
         raise DriveFailed(
             f'There is no container "{printable(path)}" on the drive.',

@@ -1,0 +1,79 @@
+"""A passphrase that is handed on unread: moved by the kernel from a pipe into a memfd.
+
+Unlike the pipe, the memfd can be read by more than one program, one after the other, and
+from its beginning each time.  It lives as long as the ``with`` block; its bytes are never in
+our own memory, nor in a core of ours.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from .errors import Refused
+
+LONGEST = 512
+"""Bytes that cryptsetup reads of a line."""
+
+
+@contextmanager
+def kept(
+    source: int,
+    *,
+    patience: float = 600.0,
+    interrupt: tuple[int, Callable[[], None]] | None = None,
+) -> Iterator[int]:
+    """A memfd with all that comes out of *source* (a pipe or a file) until it ends.
+
+    *patience* is in seconds.  *interrupt* is a descriptor to watch meanwhile and what to call
+    when it can be read.  Raises Refused when nothing comes, or more than a passphrase.
+    """
+    fd = os.memfd_create("passphrase", os.MFD_CLOEXEC)
+    try:
+        os.fchmod(fd, 0o600)
+        length = _move(source, fd, time.monotonic() + patience, interrupt)
+        if length == 0:
+            raise Refused("No passphrase came; nothing was changed.")
+        if length > LONGEST:
+            raise Refused(f"A passphrase has at most {LONGEST} bytes; nothing was changed.")
+        os.lseek(fd, 0, os.SEEK_SET)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _move(
+    source: int,
+    target: int,
+    deadline: float,
+    interrupt: tuple[int, Callable[[], None]] | None,
+) -> int:
+    length = 0
+    while length <= LONGEST:
+        watched = [source] if interrupt is None else [source, interrupt[0]]
+        ready, _, _ = select.select(watched, [], [], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            raise Refused("Nobody gave the passphrase; nothing was changed.")
+        if interrupt is not None and interrupt[0] in ready:
+            interrupt[1]()
+        if source in ready:
+            moved = _hand_on(source, target, LONGEST + 1 - length)
+            if moved == 0:
+                break
+            length += moved
+    return length
+
+
+def _hand_on(source: int, target: int, most: int) -> int:
+    if stat.S_ISREG(os.fstat(source).st_mode):
+        return os.sendfile(target, source, None, most)
+    return os.splice(source, target, most)
+
+
+def name(fd: int) -> str:
+    """Under which a program that inherits *fd* opens it, at its beginning."""
+    return f"/proc/self/fd/{fd}"
