@@ -26,7 +26,8 @@ ADDRESS = os.environ.get("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/run/dbus/system_
 CALL, SIGNAL = 1, 4
 NO_REPLY = 1
 METHODS = {
-    "ListDrives": "", "GetDrive": "s", "GetHistory": "su", "Run": "sa{sv}", "Cancel": "s",
+    "ListDrives": "", "GetDrive": "s", "GetHistory": "su", "RegisterAgent": "",
+    "UnregisterAgent": "", "Run": "sa{sv}", "Cancel": "s",
     "Eject": "s", "Survey": "sa{sv}", "Init": "sa{sv}", "Header": "s", "Passphrase": "sa{sv}",
     "Adopt": "s", "Repair": "sa{sv}", "HandOver": "ss",
 }  # fmt: skip

@@ -67,7 +67,7 @@ def spawn(
 ) -> subprocess.Popen[bytes]:
     """Start ``argv[0]`` (an absolute path) and return at once.
 
-    *environment* comes on top of the fixed one.
+    *environment* is another one than the fixed one, for what belongs to a user's session.
 
     Raises ToolFailed when the program is not installed.
     """
@@ -79,7 +79,7 @@ def spawn(
             stdin=subprocess.DEVNULL if stdin is None else stdin,
             stdout=stdout,
             stderr=stderr,
-            env={**ENVIRONMENT, **(environment or {})},
+            env=dict(ENVIRONMENT if environment is None else environment),
             cwd="/",
             pass_fds=pass_fds,
         )
@@ -104,7 +104,7 @@ def run(
     """Run a program to its end and return what it said.
 
     *stdout* is a descriptor that its standard output goes to instead, unread by us.
-    *environment* comes on top of the fixed one.  *deadline* is in seconds.  *interrupt* is
+    *environment* is as for :func:`spawn`.  *deadline* is in seconds.  *interrupt* is
     a descriptor to watch meanwhile and what to call when it can be read; what that raises
     ends the program.  Raises ToolFailed when the status is not among *ok* (None: any will
     do), or the deadline passes.

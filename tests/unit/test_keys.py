@@ -14,9 +14,10 @@ import pytest
 
 from cryptbackd import luks2, run
 from cryptbackd.daemon import children
-from cryptbackd.daemon.keys import Chain, Key, NoKey, Request, SourceFailed
+from cryptbackd.daemon.keys import Chain, Key, NoKey, Request, SourceFailed, root_keyring
 from cryptbackd.daemon.keys.ask_password import AskPassword
 from cryptbackd.daemon.keys.credential import EncryptedCredential, PlainCredential
+from cryptbackd.daemon.keys.root_keyring import RootKeyring
 from cryptbackd.daemon.keys.token import Tokens
 from cryptbackd.luks2 import FIDO2, RECOVERY, TPM2, Token
 
@@ -30,13 +31,15 @@ class Fake:
     asks_again: bool = False
     asked: list[Request] = attrs.field(factory=list)
 
+    told: list[bool] = attrs.field(factory=list)
+
     async def key(self, request: Request) -> Key | None:
         self.asked.append(request)
         match self.answers.pop(0) if self.answers else "nothing":
             case "key":
-                return Key(self.name, token=1)
+                return Key(self.name, token=1, told=self.told.append)
             case "pin":
-                return Key(self.name, os.open("/dev/null", os.O_RDONLY))
+                return Key(self.name, os.open("/dev/null", os.O_RDONLY), told=self.told.append)
             case "fail":
                 raise SourceFailed("It is broken.")
         return None
@@ -99,6 +102,16 @@ def test_nobody_has_one() -> None:
     keys, _failed = chain(Fake("a", ["key"]))
     assert ask(keys, "a")[1] == "The passphrase was wrong, and no other was given."
     assert isinstance(asyncio.run(keys.next("open")), NoKey)
+
+
+def test_a_source_hears_once_what_became_of_its_key() -> None:
+    first, second = Fake("a", ["key"]), Fake("b", ["key"])
+    keys, _failed = chain(first, second)
+    assert ask(keys, "a") == ["a", "b"]
+    assert (first.told, second.told) == ([False], [])
+    keys.over(opened=True)
+    keys.over(opened=False)
+    assert (first.told, second.told) == ([False], [True])
 
 
 REQUEST = Request("home", None, "open", 1, frozenset())
@@ -200,6 +213,73 @@ class TestEncryptedCredential:
 
     def test_there_is_none(self, tmp_path: Path) -> None:
         assert asyncio.run(EncryptedCredential(tmp_path).key(REQUEST)) is None
+
+
+class TestRootKeyring:
+    """Root's own ``keyring``."""
+
+    REQUEST = attrs.evolve(REQUEST, luks_uuid="1234-abcd")
+
+    @pytest.fixture
+    def source(self, tmp_path: Path) -> RootKeyring:
+        file = tmp_path / ".config" / "python_keyring" / "keyringrc.cfg"
+        file.parent.mkdir(parents=True)
+        file.write_text("[backend]\n")
+        file.chmod(0o600)
+        return RootKeyring(tmp_path, owner=os.geteuid())
+
+    def test_what_it_has_stays_in_the_pipe(
+        self, source: RootKeyring, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        started = programs(monkeypatch, "import os; print('secret', os.environ['HOME'])")
+        assert content(asyncio.run(source.key(self.REQUEST))) == f"secret {source.home}\n".encode()
+        assert started == [
+            ["/usr/bin/python3", "-I", "-m", "cryptbackd.lookup", "1234-abcd"]
+        ]  # fmt: skip
+
+    def test_none_is_set_up(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        started = programs(monkeypatch, "print('secret')")
+        assert asyncio.run(RootKeyring(tmp_path).key(self.REQUEST)) is None
+        assert started == []
+
+    def test_without_a_uuid_there_is_nothing_to_look_for(self, source: RootKeyring) -> None:
+        assert asyncio.run(source.key(REQUEST)) is None
+
+    def test_it_has_nothing(self, source: RootKeyring, monkeypatch: pytest.MonkeyPatch) -> None:
+        programs(monkeypatch, "import sys; sys.exit(10)")
+        before = len(os.listdir("/proc/self/fd"))
+        assert asyncio.run(source.key(self.REQUEST)) is None
+        assert len(os.listdir("/proc/self/fd")) == before
+
+    def test_it_is_locked(self, source: RootKeyring, monkeypatch: pytest.MonkeyPatch) -> None:
+        programs(
+            monkeypatch,
+            "import sys; print('The keyring is locked.', file=sys.stderr); sys.exit(11)",
+        )
+        with pytest.raises(SourceFailed, match="The keyring is locked"):
+            asyncio.run(source.key(self.REQUEST))
+
+    def test_it_blocks(self, source: RootKeyring, monkeypatch: pytest.MonkeyPatch) -> None:
+        programs(monkeypatch, "import time; time.sleep(60)")
+        monkeypatch.setattr(root_keyring, "_DEADLINE", 0.1)
+
+        async def ask() -> None:
+            with pytest.raises(SourceFailed, match="did not end within"):
+                await source.key(self.REQUEST)
+            await children._abandoned.all_ended()
+
+        before = len(os.listdir("/proc/self/fd"))
+        asyncio.run(ask())
+        assert len(os.listdir("/proc/self/fd")) == before
+
+    def test_others_may_not_write_what_it_runs(
+        self, source: RootKeyring, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        started = programs(monkeypatch, "print('secret')")
+        source._file.chmod(0o666)
+        with pytest.raises(SourceFailed, match="nobody else may write"):
+            asyncio.run(source.key(self.REQUEST))
+        assert started == []
 
 
 class TestAskPassword:
@@ -312,6 +392,15 @@ class TestTokens:
         assert found == [("TPM2", 0), ("TPM2", 0), None]
         assert [request.purpose for request in asker.asked] == ["tpm2-pin"] * 2
         assert [sorted(request.refused) for request in asker.asked] == [[], ["prompt"]]
+
+    def test_who_gave_the_pin_hears_what_became_of_it(self, root: Path) -> None:
+        asker = Fake("prompt", ["pin"])
+        source = self.source(root, Token(0, TPM2, (1,), True), asker=asker)
+        key = asyncio.run(source.key(REQUEST))
+        assert key is not None
+        key.told(True)
+        key.close()
+        assert asker.told == [True]
 
     def test_a_pin_that_nobody_gives_is_not_asked_for_again(self, root: Path) -> None:
         asker = Fake("prompt", [])

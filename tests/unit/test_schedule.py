@@ -255,7 +255,9 @@ def test_a_success_ends_the_reminders() -> None:
     world = World(entry(remind=2 * DAY))
     world.wait(4 * DAY + 1)
     assert len(world.reminders) == 3
+    assert world.timetable.reminded("home") == pytest.approx(world.now() - 1, abs=0.1)
     world.run()
+    assert world.timetable.reminded("home") == 0
     world.look()
     world.wait(2 * DAY - 1)
     assert len(world.reminders) == 3

@@ -32,11 +32,12 @@ from ..dbus_text import sendable
 from ..errors import ConfigError, CryptbackError, Refused, UnknownDrive
 from ..model import RunResult
 from ..text import printable
-from . import connection, interface, journal
+from . import connection, interface, journal, sessions
+from .agents import Values
 from .authority import Action, Authority, action_for
 from .history import Run
 from .inhibit import RULES, Inhibitor
-from .interface import INTERFACE, NAME, PATH
+from .interface import AGENT_INTERFACE, AGENT_PATH, INTERFACE, NAME, PATH
 from .jobs import Job
 from .service import Service
 from .status import DriveView
@@ -74,6 +75,8 @@ class Bus:
     _tasks: Tasks = attrs.field(factory=Tasks)
     _timers: dict[str, asyncio.TimerHandle] = attrs.field(factory=dict)
     _again: set[str] = attrs.field(factory=set)
+    _unread: dict[int, Callable[[], None]] = attrs.field(factory=dict)
+    """Whom to tell of the reply to a message, by the message's number."""
     _enrolling: dict[str, list[Job]] = attrs.field(factory=dict)
     """The jobs that end with who asked for them, by the unique bus names of these."""
     _turns: Turns = attrs.field(factory=Turns)
@@ -94,6 +97,7 @@ class Bus:
         bus.add_message_handler(self._received)
         for rule in RULES:
             await self._ask_bus("AddMatch", "s", [rule])
+        self.service.agents.link = self  # before the name: agents wait for that
         if (
             await bus.request_name(NAME, NameFlag.DO_NOT_QUEUE)
             is not RequestNameReply.PRIMARY_OWNER
@@ -182,10 +186,12 @@ class Bus:
             asyncio.get_running_loop().call_soon(self._inhibitor.heard, message)
             return None
         if message.message_type is not MessageType.METHOD_CALL:
+            if (taken := self._unread.pop(message.reply_serial or 0, None)) is not None:
+                taken()
             return None
         call = self._find(message)
         waits = not message.flags.value & MessageFlag.NO_REPLY_EXPECTED.value
-        if call is None or (not waits and call.action is None):
+        if call is None or not (waits or call.action is not None or call.tells):
             return not waits or None  # to tell something to nobody would cost and be of no use
         if self._turns.take(message.sender or "", partial(self._answer, message, call)):
             return True
@@ -231,7 +237,7 @@ class Bus:
         if action is None:
             return
         sender = message.sender or ""
-        (user,) = await self._ask_bus("GetConnectionUnixUser", "s", [sender])
+        user = await self.user_of(sender)
         drive = ""
         if action is not Action.MANAGE and user != 0:
             drive = message.body[0]
@@ -254,19 +260,75 @@ class Bus:
             self._awaited.discard(message.serial)
 
     async def _ask_bus(self, member: str, signature: str, body: list[Any]) -> list[Any]:
+        bus = "org.freedesktop.DBus"
+        return await self._ask_of(bus, "/org/freedesktop/DBus", bus, member, signature, body)
+
+    async def _ask_of(
+        self, name: str, path: str, interface: str, member: str, signature: str, body: list[Any]
+    ) -> list[Any]:
+        """What *name* answers to a call; raises Refused where it does not."""
         reply = await self._ask(
             Message(
-                destination="org.freedesktop.DBus",
-                path="/org/freedesktop/DBus",
-                interface="org.freedesktop.DBus",
+                destination=name,
+                path=path,
+                interface=interface,
                 member=member,
                 signature=signature,
                 body=body,
             )
         )
+        for fd in reply.unix_fds if reply is not None else []:
+            os.close(fd)
         if reply is None or reply.message_type is MessageType.ERROR:
-            raise Refused("The bus did not answer.")
+            who = "The bus" if name == "org.freedesktop.DBus" else name
+            raise Refused(f"{who} did not answer.")
         return list(reply.body)
+
+    # What agents need of it (``agents.Link``).
+
+    async def user_of(self, name: str) -> int:
+        """The user of a connection, as the bus knows it."""
+        (user,) = await self._ask_bus("GetConnectionUnixUser", "s", [name])
+        return int(user)
+
+    async def mind(self, name: str) -> bool:
+        """Hear of the end of the connection *name*; whether it is there."""
+        await self._ask_bus("AddMatch", "s", [_leaving(name)])
+        # It may have left before we listened.
+        (here,) = await self._ask_bus("NameHasOwner", "s", [name])
+        return bool(here)
+
+    async def unmind(self, name: str) -> None:
+        """Hear of it no longer."""
+        await self._ask_bus("RemoveMatch", "s", [_leaving(name)])
+
+    async def local_users(self) -> frozenset[int]:
+        """The users with an active local session."""
+        return await sessions.local_users(partial(self._ask_of, sessions.NAME))
+
+    async def ask(self, name: str, fd: int, values: Values, taken: Callable[[], None]) -> None:
+        """Call GetPassphrase of the agent *name*; the answer is what becomes of the pipe.
+
+        The message has a descriptor of its own: what waits to be sent must not name one
+        that is somebody else's by then.
+        """
+        told = {key: _variant(value) for key, value in values.items()}
+        bus = self._bus
+        if bus is None or not bus.connected:
+            taken()
+            return
+        own = os.dup(fd)
+        message = _to_agent(name, "GetPassphrase", "ha{sv}", [0, told], own)
+        sent = bus.send(message)
+        sent.add_done_callback(partial(_sent, own))
+        self._unread[message.serial] = taken
+        with contextlib.suppress(OSError, EOFError):
+            await asyncio.shield(sent)
+
+    def tell(self, name: str, member: str, request: str) -> None:
+        """Tell an agent about one of its requests."""
+        if self._bus is not None and self._bus.connected:
+            self._bus.send(_to_agent(name, member, "s", [request]))
 
     async def list_drives(self, _message: Message) -> _Answer:
         """ListDrives."""
@@ -354,23 +416,26 @@ class Bus:
         """Introspect, of the standard interface."""
         return _Answer("s", [_PARENTS.get(message.path or "") or interface.XML])
 
+    async def register_agent(self, message: Message) -> _Answer:
+        """RegisterAgent."""
+        await self.service.agents.register(message.sender or "")
+        return _Answer("", [])
+
+    async def unregister_agent(self, message: Message) -> _Answer:
+        """UnregisterAgent."""
+        self.service.agents.left(message.sender or "")
+        return _Answer("", [])
+
     async def _mind_client(self, client: str, job: Job) -> None:
         """End *job* when *client* leaves the bus before the drive is enrolled."""
-        rule = (
-            "type='signal',sender='org.freedesktop.DBus',interface='org.freedesktop.DBus',"
-            f"member='NameOwnerChanged',arg0='{client}'"
-        )
         self._enrolling.setdefault(client, []).append(job)
-        await self._ask_bus("AddMatch", "s", [rule])
-        # It may have left before we listened.
-        (here,) = await self._ask_bus("NameHasOwner", "s", [client])
-        if not here:
+        if not await self.mind(client):
             self._client_left(client)
 
         async def forget() -> None:
             await job.over
             with contextlib.suppress(CryptbackError):
-                await self._ask_bus("RemoveMatch", "s", [rule])
+                await self.unmind(client)
             if client in self._enrolling:
                 self._enrolling[client].remove(job)
                 if not self._enrolling[client]:
@@ -385,6 +450,7 @@ class Bus:
                 self._client_left(name)
 
     def _client_left(self, client: str) -> None:
+        self.service.agents.left(client)
         for job in self._enrolling.get(client, []):
             self.service.client_left(job)
 
@@ -393,6 +459,8 @@ class _Call(NamedTuple):
     do: Callable[[Bus, Message], Awaitable[_Answer]]
     action: Action | None = None
     """What polkit is asked for; None: everybody may."""
+    tells: bool = False
+    """It is of use without an answer, too."""
 
 
 _INTROSPECT = _Call(Bus.introspect)
@@ -400,6 +468,8 @@ CALLS: dict[tuple[str, str], _Call] = {
     ("ListDrives", ""): _Call(Bus.list_drives),
     ("GetDrive", "s"): _Call(Bus.get_drive),
     ("GetHistory", "su"): _Call(Bus.get_history),
+    ("RegisterAgent", ""): _Call(Bus.register_agent, tells=True),
+    ("UnregisterAgent", ""): _Call(Bus.unregister_agent, tells=True),
     ("Run", "sa{sv}"): _Call(Bus.run, Action.RUN),
     ("Cancel", "s"): _Call(Bus.cancel, Action.CANCEL),
     ("Eject", "s"): _Call(Bus.eject, Action.EJECT),
@@ -412,6 +482,42 @@ CALLS: dict[tuple[str, str], _Call] = {
     ("HandOver", "ss"): _Call(Bus.hand_over),  # a pipe is given to who asked for the job alone
 }
 """Each method and its signature, and who may call it: the table in docs/dbus.md."""
+
+
+def _leaving(name: str) -> str:
+    """The rule by which the bus tells when the connection *name* ends."""
+    return (
+        "type='signal',sender='org.freedesktop.DBus',interface='org.freedesktop.DBus',"
+        f"member='NameOwnerChanged',arg0='{name}'"
+    )
+
+
+def _to_agent(
+    name: str, member: str, signature: str, body: list[Any], fd: int | None = None
+) -> Message:
+    """A call of which nobody awaits the reply: an agent must not make anybody wait."""
+    return Message(
+        destination=name,
+        path=AGENT_PATH,
+        interface=AGENT_INTERFACE,
+        member=member,
+        signature=signature,
+        body=body,
+        unix_fds=[] if fd is None else [fd],
+        # Never two flags: Debian 12's dbus-fast, at the other end, dies of that.
+        flags=MessageFlag.NO_REPLY_EXPECTED if fd is None else MessageFlag.NONE,
+    )
+
+
+def _sent(fd: int, sending: asyncio.Future[Any]) -> None:
+    """Close the descriptor of a message that is sent, or never will be."""
+    os.close(fd)
+    if not sending.cancelled():
+        sending.exception()  # is told by the end of the connection
+
+
+def _variant(value: str | int | bool) -> Variant:
+    return Variant({bool: "b", int: "u", str: "s"}[type(value)], value)
 
 
 def _plain(options: dict[str, Variant]) -> dict[str, Any]:
@@ -441,6 +547,8 @@ def drive_values(view: DriveView) -> dict[str, Variant]:
         "warnings": Variant("as", [_text(warning) for warning in view.warnings]),
         "safe": Variant("b", view.safe),
         "problem": Variant("s", _text(view.problem)),
+        "owner": Variant("s", view.owner),
+        "reminded": Variant("t", int(view.reminded)),
     }
 
 

@@ -10,7 +10,7 @@ import asyncio
 import os
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import IO
 
 from .. import run
@@ -83,6 +83,7 @@ async def output(
     deadline: float,
     stdout: int | None = None,
     on_cancel: int = signal.SIGKILL,
+    environment: Mapping[str, str] | None = None,
 ) -> run.Ended:
     """Run a program to its end and return what it said.
 
@@ -90,7 +91,11 @@ async def output(
     *deadline* is in seconds; when it passes, or the waiting task is cancelled, the program
     gets the signal *on_cancel*.  Raises ToolFailed when it isn't installed or too slow.
     """
-    process = run.spawn(argv, stdout=subprocess.PIPE if stdout is None else stdout)
+    process = run.spawn(
+        argv,
+        stdout=subprocess.PIPE if stdout is None else stdout,
+        environment=environment,
+    )
     try:
         async with asyncio.timeout(deadline):
             async with asyncio.TaskGroup() as group:

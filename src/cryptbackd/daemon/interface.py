@@ -4,6 +4,10 @@ NAME = "org.cryptback1"
 PATH = "/org/cryptback1"
 INTERFACE = "org.cryptback1.Manager"
 
+AGENT_PATH = "/org/cryptback1/Agent"
+AGENT_INTERFACE = "org.cryptback1.Agent"
+"""What an agent exports on its own connection (docs/keys.md); only this service calls it."""
+
 XML = """\
 <!DOCTYPE node PUBLIC "-//freedesktop//DTD D-BUS Object Introspection 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/introspect.dtd">
@@ -29,6 +33,9 @@ XML = """\
       <arg name="limit" type="u" direction="in"/>
       <arg name="runs" type="aa{sv}" direction="out"/>
     </method>
+    <!-- For agents, see docs/keys.md. -->
+    <method name="RegisterAgent"/>
+    <method name="UnregisterAgent"/>
     <!-- For whom polkit allows it: docs/dbus.md. -->
     <method name="Run">
       <arg name="name" type="s" direction="in"/>

@@ -26,6 +26,7 @@ from ..errors import (
 from ..model import Device, JobKind, Outcome, Phase, RunResult, StopReason
 from ..text import ago, count, printable
 from . import entries, jobs, journal, keyslots, policy, reports
+from .agents import Agents
 from .history import History, Insertion, Run
 from .jobs import Job
 from .keys import sources
@@ -77,6 +78,7 @@ class Service:
     store: entries.EntryStore = attrs.field(init=False)
     timetable: Timetable = attrs.field(init=False)
     sleep: Sleep = attrs.field(init=False)
+    agents: Agents = attrs.field(factory=Agents)
     _present: dict[str, Seen] = attrs.field(factory=dict)
     _told: set[tuple[int, str, Verdict]] = attrs.field(factory=set)
     _tasks: Tasks = attrs.field(factory=Tasks)
@@ -85,7 +87,7 @@ class Service:
         self.supervisor = Supervisor(
             self.history,
             self.boot_id,
-            sources,
+            lambda: sources(self.agents),
             changed=self._job_changed,
             ended=self._ended,
             present=self._is_present,
@@ -365,6 +367,8 @@ class Service:
             else (last.warnings if last is not None else ()),
             safe=state is State.IDLE and device is not None and self._may_unplug(device),
             problem=problem,
+            owner=(entry.owner or "") if entry is not None else "",
+            reminded=self.timetable.reminded(name),
         )
 
     # How it is done.
@@ -458,6 +462,7 @@ class Service:
             drive=name,
         )
         self.remind(name, days)
+        self.drive_changed(name)
 
     def _take_up(self, job: Job) -> None:
         """Do again what the computer's sleep has interrupted, if its drive is still in."""

@@ -47,6 +47,10 @@ class DriveView:
     safe: bool = False
     """It is plugged in, and may be unplugged now."""
     problem: str = ""
+    owner: str = ""
+    """Whose it is; empty: everybody's who sits at the computer."""
+    reminded: float = 0.0
+    """When it was last said that it has not been backed up to for long, if that is still so."""
 
 
 def line(views: Sequence[DriveView], now: float) -> str:

@@ -23,6 +23,7 @@ from . import answering, jobs, journal, reports
 from .history import History, Insertion, Run
 from .jobs import Job
 from .keys import Chain, Key, Source, SourceFailed
+from .keys.stored import luks_uuid
 from .sweep import is_due, sweep
 from .tasks import Tasks
 from .worker_process import WorkerProcess
@@ -198,7 +199,11 @@ class Supervisor:
         except ToolFailed as exc:
             return RunResult(Outcome.FAILED, exc.sentence, exc.hint, error="ToolFailed")
         job.chain = Chain(
-            self.sources(), job.name, job.entry, lambda name, exc: self._key_failed(job, name, exc)
+            self.sources(),
+            job.name,
+            job.entry,
+            lambda name, exc: self._key_failed(job, name, exc),
+            luks_uuid(job.name),
         )
         job.worker.send(
             protocol.Start(
@@ -208,6 +213,7 @@ class Supervisor:
         )  # fmt: skip
         status = await job.worker.ended()
         self._stop_asking(job)
+        job.chain.over(opened=False)
         if job.finished is not None:
             result = job.finished
             if is_due(job.name):
@@ -235,6 +241,8 @@ class Supervisor:
     def _heard(self, job: Job, message: protocol.Message) -> None:
         match message:
             case protocol.PhaseChanged():
+                if job.phase is Phase.UNLOCKING and job.chain is not None:
+                    job.chain.over(opened=message.phase is Phase.MOUNTING)
                 job.phase = message.phase
                 job.progress = None
             case protocol.Progressed():

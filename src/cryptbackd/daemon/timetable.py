@@ -55,6 +55,13 @@ class Timetable:
             self._handle.cancel()
         self._alarm.close()
 
+    def reminded(self, name: str) -> float:
+        """When *name* was last reminded of, if no backup has succeeded since; else 0."""
+        told = self.history.moment(name, "reminded")
+        if told is None or told.counts < self.history.last_success(name):
+            return 0.0
+        return told.counts
+
     def _look(self) -> None:
         self._handle = None
         now = self.clock()

@@ -19,7 +19,7 @@ import attrs
 from .. import luks2
 from ..errors import Refused, ToolFailed, WrongPassphrase
 from ..luks2 import FIDO2, RECOVERY, TPM2
-from ..run import Ended, run
+from ..run import ENVIRONMENT, Ended, run
 from ..secret import name
 from .control import Control
 from .header import Header
@@ -153,7 +153,7 @@ class Keyslots:
         ended = run(
             [CRYPTENROLL, f"--unlock-key-file={name(current)}", *words, self.node],
             pass_fds=[current, *(fds or [])],
-            environment=environment,
+            environment={**ENVIRONMENT, **(environment or {})},
             deadline=KDF_DEADLINE,
             ok=None,
             interrupt=self.control.interrupt,

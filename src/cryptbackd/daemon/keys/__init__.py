@@ -15,6 +15,7 @@ import attrs
 
 from ...config import Entry
 from ...errors import CryptbackError
+from ..agents import Agents
 
 MAX_TRIES = 3
 """Keys that are tried in one run."""
@@ -43,6 +44,10 @@ class Request:
     """Of the volume, where it is known."""
 
 
+def _not_told(_opened: bool) -> None:
+    """Nobody wants to know what became of the key."""
+
+
 @attrs.define
 class Key:
     """A key: ``fd`` (owned, until it is closed) or ``token``; both: ``fd`` has its PIN."""
@@ -50,6 +55,8 @@ class Key:
     source: str
     fd: int | None = None
     token: int = -1
+    told: Callable[[bool], None] = _not_told
+    """Called once: whether it opened the volume."""
 
     def close(self) -> None:
         """Close the descriptor; the worker has its own by then, or will get none."""
@@ -89,6 +96,9 @@ class Chain:
     name: str
     entry: Entry | None
     failed: Callable[[str, SourceFailed], None]
+    luks_uuid: str = ""
+    _given: Key | None = None
+    """The last one, until it is known what became of it."""
     _refused: set[str] = attrs.field(factory=set)
     _broken: set[str] = attrs.field(factory=set)
     _tries: int = 0
@@ -97,6 +107,7 @@ class Chain:
         """The next key to try; *refused* names the source whose key was wrong just now."""
         if refused:
             self._refused.add(refused)
+        self.over(opened=False)
         if self._tries >= MAX_TRIES:
             return NoKey(f"{MAX_TRIES} passphrases were tried, and none was right.")
         for source in self.sources:
@@ -105,7 +116,12 @@ class Chain:
             if source.name in self._refused and not source.asks_again:
                 continue
             request = Request(
-                self.name, self.entry, purpose, self._tries + 1, frozenset(self._refused)
+                self.name,
+                self.entry,
+                purpose,
+                self._tries + 1,
+                frozenset(self._refused),
+                self.luks_uuid,
             )
             try:
                 key = await source.key(request)
@@ -115,16 +131,33 @@ class Chain:
                 continue
             if key is not None:
                 self._tries += 1
+                self._given = key
                 return key
         if self._refused:
             return NoKey("The passphrase was wrong, and no other was given.")
         return NoKey("No passphrase was found, and nobody answered the question for it.")
 
+    def over(self, *, opened: bool) -> None:
+        """The last key *opened* the volume, or did not (and never will)."""
+        if self._given is not None:
+            key, self._given = self._given, None
+            key.told(opened)
 
-def sources() -> list[Source]:
-    """Every source, in the order in which they are asked."""
+
+def sources(agents: Agents) -> list[Source]:
+    """Every source, in the order in which they are asked (docs/keys.md says why)."""
+    from .agent import Agent
     from .ask_password import AskPassword
     from .credential import EncryptedCredential, PlainCredential
+    from .root_keyring import RootKeyring
     from .token import Tokens
 
-    return [Tokens([AskPassword()]), EncryptedCredential(), PlainCredential(), AskPassword()]
+    return [
+        # Who does not know the PIN may know a passphrase: for that another one asks.
+        Tokens([Agent(agents), AskPassword()]),
+        EncryptedCredential(),
+        PlainCredential(),
+        Agent(agents),
+        RootKeyring(),
+        AskPassword(),
+    ]

@@ -65,16 +65,16 @@ class Tokens:
                 return Key(kind.source, token=token.number)
             pin = await self._pin(request, kind, again=tried > 0)
             if pin is not None:
-                return Key(kind.source, pin, token.number)
+                return Key(kind.source, pin.fd, token.number, pin.told)
             self._tried[token.number] = _PINS
         return None
 
-    async def _pin(self, request: Request, kind: _Kind, *, again: bool) -> int | None:
+    async def _pin(self, request: Request, kind: _Kind, *, again: bool) -> Key | None:
         for asker in self.askers:
             refused = frozenset({asker.name}) if again else frozenset[str]()
             key = await asker.key(attrs.evolve(request, purpose=kind.purpose, refused=refused))
             if key is not None:
-                return key.fd
+                return key
         return None
 
     def _tokens(self, name: str) -> tuple[Token, ...]:
