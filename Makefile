@@ -7,7 +7,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL = help
-.PHONY: help bootstrap deb lint unit vm slow test test-all demo shell clean
+.PHONY: help bootstrap deb lint unit vm slow test test-all campaign demo shell clean
 
 help: ## Show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -29,17 +29,23 @@ unit: ## Run the unit tests (as root: an entry must be root's)
 
 vm: ## Run the tests in the machine that keep a promise of the README
 	@$(PYTHON) -m tests.machine build enrolled
-	@$(PYTHON) -m pytest -q tests/vm -m "not slow" -n $(JOBS)
+	@$(PYTHON) -m pytest -q tests/vm -m "not slow and not campaign" -n $(JOBS)
 
 slow:
 	@$(PYTHON) -m tests.machine build enrolled
-	@$(PYTHON) -m pytest -q tests/vm -m slow -n $(JOBS)
+	@$(PYTHON) -m pytest -q tests/vm -m "slow and not campaign" -n $(JOBS)
 
 test: ## Everything a change must pass: bootstrap, deb, lint, unit, vm
 	@.ci/steps bootstrap deb lint unit vm
 
 test-all: ## All of `test`, and all other tests in the machine
 	@.ci/steps bootstrap deb lint unit vm slow
+
+campaign: ## Further variants of tests that make test-all has some of
+	@packaging/bootstrap
+	@packaging/build-deb
+	@$(PYTHON) -m tests.machine build enrolled
+	@$(PYTHON) -m pytest -q tests/vm -m campaign -n $(JOBS)
 
 demo: ## Show a backup from plug to pull in a machine
 	@packaging/bootstrap || { echo "DEMO FAILED: packaging/bootstrap ended with an error"; exit 1; }

@@ -17,6 +17,8 @@ from tests.machine import Machine, layers, oracle, slots
 VM_TESTS = Path(__file__).parent / "vm"
 PROMISES = Path(__file__).parents[1] / "docs" / "promises.md"
 """Names the tests that keep the promises of the README, and which of them are in `make test`."""
+CAMPAIGN = VM_TESTS / "campaign.txt"
+"""Names the variants of tests that are in `make campaign` alone."""
 
 TIME_LIMIT = 300
 """Seconds for a test that says nothing else, without the building of layers."""
@@ -72,14 +74,21 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         "slow: only in `make test-all`; docs/promises.md says which tests are not",
     )
+    config.addinivalue_line(
+        "markers",
+        "campaign: only in `make campaign`; tests/vm/campaign.txt names them",
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     promised = set(re.findall(r"::(test_\w+)` \|$", PROMISES.read_text(), re.MULTILINE))
+    more = set(CAMPAIGN.read_text().splitlines())
     for item in items:
         if item.path.is_relative_to(VM_TESTS):
             item.add_marker(pytest.mark.vm)
-            if getattr(item, "originalname", "") not in promised:
+            if item.name in more:
+                item.add_marker(pytest.mark.campaign)
+            elif getattr(item, "originalname", "") not in promised:
                 item.add_marker(pytest.mark.slow)
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(TIME_LIMIT, func_only=True))

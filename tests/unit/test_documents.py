@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,16 @@ def test_each_promise_has_a_test() -> None:
     assert len(named) > 50
     for file, name in named:
         assert f"def {name}(" in (ROOT / "tests" / "vm" / file).read_text(), f"{file}::{name}"
+
+
+def test_tests_of_the_campaign_exist() -> None:
+    lines = (ROOT / "tests" / "vm" / "campaign.txt").read_text().splitlines()[1:]
+    collect = [sys.executable, "-m", "pytest", "--collect-only", "-q", "tests/vm"]
+    found = subprocess.run(collect, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    names = {line.partition("::")[2] for line in found.splitlines()}
+    assert lines == sorted(set(lines) & names)
+    for test in {line.partition("[")[0] for line in lines}:
+        assert any(n.startswith(f"{test}[") for n in names - set(lines)), f"no short form: {test}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
