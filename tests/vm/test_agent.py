@@ -17,10 +17,11 @@ from tests.vm.test_keys import told
 BY_THE_AGENT = "unlocked with the passphrase from agent."
 
 TERMINAL = r"""
-import os, pty, sys
+import os, pty, sys, termios
 
 pid, terminal = pty.fork()
 if pid == 0:
+    termios.tcsetwinsize(0, (24, 80))
     os.environ["TERM"] = "linux"
     os.execvp("cryptback-agent", ["cryptback-agent"])
 seen, typed = b"", False

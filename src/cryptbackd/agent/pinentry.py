@@ -51,7 +51,7 @@ def _dialog(around: Mapping[str, str], texts: Sequence[tuple[str, str]], verb: s
             ["/usr/bin/setpriv", "--pdeathsig", "TERM", "--", program],
             stdin=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            environment=around,
+            environment=_environment(around),
         )
     except (ToolFailed, OSError) as exc:
         raise Unanswered(Failure.NO_PINENTRY, f"{program} can't be started: {exc}") from exc
@@ -71,9 +71,20 @@ def _dialog(around: Mapping[str, str], texts: Sequence[tuple[str, str]], verb: s
                 stream.close()
 
 
+def _environment(around: Mapping[str, str]) -> Mapping[str, str]:
+    """Where only a terminal is left, that of the GNOME desktop would ask nobody by session bus."""
+    if _has_display(around):
+        return around
+    return {key: value for key, value in around.items() if key != "DBUS_SESSION_BUS_ADDRESS"}
+
+
+def _has_display(around: Mapping[str, str]) -> bool:
+    return bool(around.get("DISPLAY") or around.get("WAYLAND_DISPLAY"))
+
+
 def _options(around: Mapping[str, str]) -> list[str]:
     terminal = around.get("CRYPTBACK_TTY", "")
-    if around.get("DISPLAY") or around.get("WAYLAND_DISPLAY") or not terminal:
+    if _has_display(around) or not terminal:
         return []
     locale = around.get("LC_ALL") or around.get("LC_CTYPE") or around.get("LANG") or "C.UTF-8"
     return [
