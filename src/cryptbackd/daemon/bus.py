@@ -176,6 +176,8 @@ class Bus:
             )
 
     def _received(self, message: Message) -> Message | bool | None:
+        # dbus-fast goes on filling the empty list of a message with the next one's descriptors.
+        message.unix_fds = list(message.unix_fds)
         if message.message_type in _REPLIES and message.reply_serial in self._awaited:
             return None
         for fd in message.unix_fds:
