@@ -24,7 +24,7 @@ SMALL = ["--size", "64M", "--filesystem", "ext4"]
 """A container that is made quickly."""
 
 TERMINAL = """
-import json, os, pty, sys
+import json, os, pty, sys, termios, time
 
 argv, answers = json.loads(sys.argv[1])
 pid, terminal = pty.fork()
@@ -39,6 +39,9 @@ while True:
     seen += data
     if answers and answers[0][0].encode() in seen[at:]:
         at = len(seen)
+        # What is typed before the terminal's echo is off would be shown.
+        while answers[0][0] != "Go on?" and termios.tcgetattr(terminal)[3] & termios.ECHO:
+            time.sleep(0.01)
         os.write(terminal, answers.pop(0)[1].encode() + b"\\n")
 sys.stdout.buffer.write(seen)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
