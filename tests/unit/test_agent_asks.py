@@ -7,18 +7,46 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import attrs
 import pytest
+from dbus_fast import Message, MessageType, Variant
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cryptbackd import lookup
 from cryptbackd.agent import assuan, pinentry, surroundings
 from cryptbackd.agent.assuan import Failure
+from cryptbackd.agent.bus import Registration
 from tests.unit.conftest import SRC
 
+ROOT = Path(__file__).parents[2]
 UUID = "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0"
+
+
+def test_the_agent_answers_what_its_xml_says() -> None:
+    xml = ElementTree.parse(ROOT / "docs" / "org.cryptback1.Agent.xml")
+    (interface,) = xml.iter("interface")
+    registration = Registration()
+    registration._owner = ":1.1"
+    for method in interface.iter("method"):
+        signature = "".join(arg.attrib["type"] for arg in method.iter("arg"))
+        body = [0, {"purpose": Variant("s", "?")}] if signature.startswith("h") else ["?"]
+        fds = [os.open(os.devnull, os.O_WRONLY)] if signature.startswith("h") else []
+        message = Message(
+            path="/org/cryptback1/Agent",
+            interface=interface.attrib["name"],
+            member=method.attrib["name"],
+            signature=signature,
+            body=body,
+            unix_fds=fds,
+            sender=":1.1",
+            serial=1,
+        )
+        reply = registration._received(message)
+        assert isinstance(reply, Message), method.attrib
+        assert reply.message_type is MessageType.METHOD_RETURN, method.attrib
 
 
 class TestAssuan:
