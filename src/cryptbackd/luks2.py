@@ -12,7 +12,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, BinaryIO
 
 import attrs
 
@@ -25,8 +25,6 @@ FIELDS = struct.Struct(">6sHQQ48s32s64s40s48sQ184s64s")
 """Magic, version, size, seqid, label, checksum's name, salt, UUID, subsystem, offset, (nothing),
 checksum.
 """
-LARGEST = 4 << 20
-"""Bytes that one of the two metadata areas has at most."""
 TPM2 = "systemd-tpm2"
 FIDO2 = "systemd-fido2"
 RECOVERY = "systemd-recovery"
@@ -80,6 +78,17 @@ def _token(number: int, token: dict[str, Any]) -> Token:
     pin = token.get("tpm2-pin") is True or token.get("fido2-clientPin-required") is True
     slots = tuple(sorted(int(slot) for slot in token["keyslots"]))
     return Token(number, str(token["type"]), slots, pin)
+
+
+def first(file: BinaryIO) -> Metadata:
+    """The first metadata area of the header *file*, of which no more than that is read.
+
+    Raises ForgedDrive when there is none that is whole, and OSError.
+    """
+    start = file.read(_BINARY)
+    size = FIELDS.unpack_from(start)[2] if len(start) == _BINARY else 0
+    need(size in _SIZES, "its sizes are wrong")
+    return metadata(start + file.read(size - _BINARY))
 
 
 def metadata(raw: bytes, offset: int = 0, magic: bytes = MAGIC[0]) -> Metadata:

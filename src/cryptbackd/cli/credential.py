@@ -84,7 +84,7 @@ def forget(name: str, as_json: bool) -> int:
 def _has_tpm2(name: str) -> bool:
     try:
         with (paths.HEADERS / name).open("rb") as file:
-            tokens = luks2.metadata(file.read(luks2.LARGEST)).tokens
+            tokens = luks2.first(file).tokens
     except (OSError, ForgedDrive):
         return False
     return any(token.kind == luks2.TPM2 for token in tokens)

@@ -81,7 +81,7 @@ class Tokens:
         file = self.directory / name
         try:
             with file.open("rb") as header:
-                return luks2.metadata(header.read(luks2.LARGEST)).tokens
+                return luks2.first(header).tokens
         except FileNotFoundError:
             return ()
         except (OSError, ForgedDrive, KeyError, ValueError, TypeError, AttributeError) as exc:
