@@ -490,8 +490,10 @@ def test_an_init_that_is_pulled_is_told_as_what_it_was(
     async def scene(world: World) -> None:
         said = [["say", "enrolled.", "enrolled"]] if enrolled else []
         world.script = [*said, ["phase", "formatting"], ["hang"]]
-        world.service.init(stick("", 9, "/dev/sdz1"), {"name": "new"})
+        world.service.init(stick("", 9, "/dev/sdz1"), {"name": "new", "owner": "me"})
         await world.phase(Phase.FORMATTING, "new")
+        view = world.service.view("new")
+        assert (view.job, view.owner) == (JobKind.INIT, "me")
         world.service.left("/dev/sdz")
         result = await world.result()
         assert (result.outcome, result.error) == (Outcome.FAILED, "DriveAbsent")

@@ -69,7 +69,7 @@ def test_a_drive_that_was_not_backed_up_to_is_told(
         await asyncio.sleep(0.1)
         assert told == [("home", 0)]
         (line,) = [line for line in world.said.lines if line[2].get("message") == "reminder"]
-        assert line[:2] == ("home has not been backed up to for some hours.", 4)
+        assert line[:2] == ("home has not been backed up for some hours.", 4)
         world.service.timetable.close()
 
     play(scene)

@@ -146,7 +146,7 @@ class Bus:
         self._inhibitor.want(working and self._bus is not None)
 
     def remind(self, name: str, days: int) -> None:
-        """Tell that a drive was not backed up to for so many days."""
+        """Tell that a drive was not backed up for so many days."""
         self._signal("Reminder", "su", [name, days])
 
     def _tell(self, name: str) -> None:
@@ -541,6 +541,7 @@ def drive_values(view: DriveView) -> dict[str, Variant]:
         "rate": Variant("d", progress.rate if progress is not None else 0.0),
         "left": Variant("d", progress.left if progress is not None else -1.0),
         "run": Variant("s", view.run),
+        "job": Variant("s", view.job.value if view.job is not None else ""),
         "last_outcome": Variant("s", view.last_outcome.value if view.last_outcome else ""),
         "last_sentence": Variant("s", _text(view.last_sentence)),
         "last_hint": Variant("s", _text(view.last_hint)),

@@ -65,7 +65,7 @@ class Service:
 
     *drive_changed* gets the name of each drive about which something is new, and
     *job_finished* each job that is over.  *work_changed* is called when a job has come or
-    gone, *remind* gets the name of a drive that was not backed up to for so many days.
+    gone, *remind* gets the name of a drive that was not backed up for so many days.
     """
 
     history: History
@@ -357,6 +357,7 @@ class Service:
             phase=job.phase if job is not None and job.begun else None,
             progress=job.progress if job is not None else None,
             run=job.id if job is not None else "",
+            job=job.kind if job is not None else None,
             last_outcome=last.outcome if last is not None else None,
             last_sentence=last.sentence if last is not None else "",
             last_hint=last.hint if last is not None else "",
@@ -367,7 +368,7 @@ class Service:
             else (last.warnings if last is not None else ()),
             safe=state is State.IDLE and device is not None and self._may_unplug(device),
             problem=problem,
-            owner=(entry.owner or "") if entry is not None else "",
+            owner=_owner(entry, job),
             reminded=self.timetable.reminded(name),
         )
 
@@ -456,13 +457,13 @@ class Service:
 
     def _remind(self, name: str, days: int) -> None:
         journal.log(
-            f"{name} has not been backed up to for {count(days, 'day') if days else 'some hours'}.",
+            f"{name} has not been backed up for {count(days, 'day') if days else 'some hours'}.",
             journal.Priority.WARNING,
             message="reminder",
             drive=name,
         )
+        self.drive_changed(name)  # first: who is reminded looks at the drive
         self.remind(name, days)
-        self.drive_changed(name)
 
     def _take_up(self, job: Job) -> None:
         """Do again what the computer's sleep has interrupted, if its drive is still in."""
@@ -589,6 +590,12 @@ def _check_options(options: dict[str, Any]) -> None:
         items = value if isinstance(value, list) else []
         if type(value) is not wanted or not all(isinstance(item, str) for item in items):
             raise Refused(f"The option {key} of an init has the wrong type.")
+
+
+def _owner(entry: config.Entry | None, job: Job | None) -> str:
+    """Whose a drive is; that which is being enrolled is already whose it is to be."""
+    owner = entry.owner if entry is not None else job.options.get("owner") if job else None
+    return printable(owner or "", 40)
 
 
 def _absent(name: str) -> DriveAbsent:

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 import attrs
 
-from ..model import Outcome, Phase, Progress
+from ..model import JobKind, Outcome, Phase, Progress
 from ..text import ago, clock, count, size
 
 
@@ -38,6 +38,7 @@ class DriveView:
     phase: Phase | None = None
     progress: Progress | None = None
     run: str = ""
+    job: JobKind | None = None
     last_outcome: Outcome | None = None
     last_sentence: str = ""
     last_hint: str = ""
@@ -50,7 +51,7 @@ class DriveView:
     owner: str = ""
     """Whose it is; empty: everybody's who sits at the computer."""
     reminded: float = 0.0
-    """When it was last said that it has not been backed up to for long, if that is still so."""
+    """When it was last said that it has not been backed up for long, if that is still so."""
 
 
 def line(views: Sequence[DriveView], now: float) -> str:
