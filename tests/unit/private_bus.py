@@ -87,10 +87,10 @@ async def served(service: Service) -> AsyncIterator[Bus]:
         inside = bus._bus
         bus.close()
         if inside is not None:
-            await _gone(inside)
+            await gone(inside)
 
 
-async def _gone(bus: MessageBus) -> None:
+async def gone(bus: MessageBus) -> None:
     """Wait for the end of a connection; dbus-fast leaves the socket to the garbage collector."""
     await bus.wait_for_disconnect()  # type: ignore[no-untyped-call]
     for part in (getattr(bus, "_stream", None), bus._sock):
@@ -106,7 +106,7 @@ async def client() -> AsyncIterator[MessageBus]:
         yield bus
     finally:
         bus.disconnect()
-        await _gone(bus)
+        await gone(bus)
 
 
 async def ask(

@@ -19,7 +19,7 @@ NOW = 1_800_000_000.0
 
 IDLE: dict[str, Any] = {
     "name": "home", "state": "idle", "phase": "", "done": 0, "total": 0, "run": "", "owner": "me",
-    "reminded": NOW - 3600, "last_success": NOW - 20 * DAY,
+    "job": "", "reminded": NOW - 3600, "last_success": NOW - 20 * DAY,
 }  # fmt: skip
 RESULT: dict[str, Any] = {
     "name": "home", "job": "backup", "outcome": "done", "error": "", "sentence": "", "hint": "",
@@ -28,17 +28,27 @@ RESULT: dict[str, Any] = {
 
 
 def at(done: int, run: str = "r1") -> dict[str, Any]:
-    return {**IDLE, "state": "running", "phase": "syncing", "run": run, "done": done, "total": 1000}
+    copying = {"state": "running", "phase": "syncing", "run": run, "job": "backup"}
+    return {**IDLE, **copying, "done": done, "total": 1000}
 
 
 def test_a_begun_backup_is_told_once() -> None:
-    begun = {**IDLE, "state": "running", "phase": "starting", "run": "r1"}
+    begun = {**IDLE, "state": "running", "phase": "starting", "run": "r1", "job": "backup"}
     notice = news.changed(IDLE, begun)
     assert notice is not None
     assert (notice.summary, notice.urgency) == ("Backing up to home", Urgency.LOW)
+    assert notice.passing
+    assert not notice.update
+    assert news.changed({**begun, "state": "queued"}, begun) == notice
     assert news.changed(begun, {**begun, "phase": "attaching"}) is None
+    assert news.changed({**begun, "state": "not-answering"}, begun) is None
     assert news.changed({}, begun) is not None
     assert news.changed(begun, IDLE) is None
+
+
+@pytest.mark.parametrize("job", ["passphrase", "adopt", "repair", ""])
+def test_what_is_no_backup_is_none(job: str) -> None:
+    assert news.changed(IDLE, {**at(0), "job": job}) is None
 
 
 @given(st.lists(st.integers(0, 1000), max_size=200))
@@ -49,6 +59,7 @@ def test_progress_is_told_in_steps(steps: list[int]) -> None:
         notice = news.changed(before, at(done))
         before = at(done)
         if notice is not None:
+            assert notice.update
             told.append(notice.progress or 0)
     assert len(told) <= 100 // STEP
     assert told == sorted(set(told))
@@ -93,7 +104,15 @@ def test_unplug_is_said_only_when_it_was_proven(outcome: str, safe: bool, off: b
     assert said == (safe or off)
 
 
-@pytest.mark.parametrize("change", [{"job": "survey"}, {"job": "release"}, {"outcome": "skipped"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"job": "survey"},
+        {"job": "passphrase"},
+        {"job": "release", "error": "DriveAbsent"},
+        {"outcome": "skipped"},
+    ],
+)
 def test_what_is_no_news(change: dict[str, Any]) -> None:
     assert news.finished({**RESULT, **change}) is None
 
@@ -101,11 +120,11 @@ def test_what_is_no_news(change: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "summary", "body"),
     [
-        ({}, "home has not been backed up to for 20 days", "The drive is plugged in."),
-        ({"state": "absent"}, "home has not been backed up to for 20 days", "Plug the drive in."),
-        ({"last_success": 0}, "home has never been backed up to", "The drive is plugged in."),
-        ({"last_success": NOW - DAY / 2}, "home has not been backed up to for some hours", ""),
-        ({"last_success": NOW + DAY}, "home has not been backed up to for some hours", ""),
+        ({}, "home has not been backed up for 20 days", "The drive is plugged in."),
+        ({"state": "absent"}, "home has not been backed up for 20 days", "Plug the drive in."),
+        ({"last_success": 0}, "home has never been backed up", "The drive is plugged in."),
+        ({"last_success": NOW - DAY / 2}, "home has not been backed up for some hours", ""),
+        ({"last_success": NOW + DAY}, "home has not been backed up for some hours", ""),
     ],
 )
 def test_a_reminder(change: dict[str, Any], summary: str, body: str) -> None:
@@ -164,10 +183,44 @@ def test_a_reminder_is_shown_once_and_as_soon_as_there_is_a_desktop(
             if remind_again:
                 shown.reminder("home")
             await asyncio.sleep(0.2)
-            shown.close()
+            await shown.close()
 
     asyncio.run(scene())
     assert [notice.name for notice in told] == ["home", "home"]
+
+
+@pytest.mark.parametrize(
+    ("change", "keys"),
+    [
+        ({}, []),
+        ({"safe": False}, ["eject", "later"]),
+        ({"outcome": "failed"}, ["run", "eject", "later"]),
+        ({"outcome": "failed", "error": "DriveAbsent", "safe": False}, []),
+        ({"outcome": "failed", "powered_off": True}, []),
+    ],
+)
+def test_the_buttons_are_those_that_make_sense(change: dict[str, Any], keys: list[str]) -> None:
+    notice = news.finished({**RESULT, **change})
+    assert notice is not None
+    assert [key for key, _word in notice.actions] == keys
+
+
+def test_the_buttons_of_a_reminder() -> None:
+    here, away = (news.overdue({**IDLE, "state": state}, NOW) for state in ("idle", "absent"))
+    assert here is not None
+    assert away is not None
+    assert [word for _key, word in here.actions] == ["Back up now", "Eject", "Not now"]
+    assert [word for _key, word in away.actions] == ["Not now"]
+
+
+def test_an_eject_is_told() -> None:
+    ejected = {**RESULT, "job": "release"}
+    notice = news.finished(ejected)
+    assert notice is not None
+    assert notice.summary == "You can unplug home now"
+    notice = news.finished({**ejected, "safe": False, "warnings": ["It is mounted."]})
+    assert notice is not None
+    assert (notice.summary, notice.body) == ("Don't unplug home yet", "It is mounted.")
 
 
 def test_whose_news_they_are() -> None:

@@ -72,10 +72,10 @@ class Registration:
             raise Lost(f"The connection to the system bus is lost{why}.")
         lost.cancel()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Leave the bus, and end what is being asked."""
         self._requests.end_all()
-        self._desktop.close()
+        await self._desktop.close()
         if self._bus is not None:
             self._bus.disconnect()
 
@@ -210,6 +210,8 @@ class Registration:
         if name != _NAME or now == self._owner:
             return
         self._requests.end_all()
+        if self._owner:
+            self._desktop.lost()
         self._owner = ""
         if now:
             self._appeared(now)

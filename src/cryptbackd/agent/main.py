@@ -38,5 +38,5 @@ async def _run() -> int:
         say(str(exc), Priority.WARNING)
         return 1
     finally:
-        registration.close()
+        await registration.close()
     return 0

@@ -13,6 +13,9 @@ from ..text import count, printable
 Values = Mapping[str, Any]
 """A drive or a result, by the names that they have on the bus."""
 
+_BACKUPS = ("backup", "init")
+_BEGUN = ("running", "not-answering")
+
 STEP = 10
 """Percent between two updates of the same notification."""
 DAY = 86_400.0
@@ -43,7 +46,9 @@ class Notice:
     actions: tuple[tuple[str, str], ...] = ()
     """Pairs of a key and what the button says."""
     passing: bool = False
-    """Of no use any more once it is over."""
+    """Stays for as long as that lasts what it tells of, and no longer."""
+    update: bool = False
+    """Worth telling on the notification that is there already, but not another one."""
 
 
 def is_ours(drive: Values, user: str) -> bool:
@@ -54,16 +59,17 @@ def is_ours(drive: Values, user: str) -> bool:
 def changed(before: Values, now: Values) -> Notice | None:
     """What the change of a drive from *before* (empty: not known) to *now* is worth."""
     name = str(now["name"])
-    if now["state"] != "running":
+    if now["state"] != "running" or now["job"] not in _BACKUPS:
         return None
-    new = before.get("state") != "running" or before.get("run") != now["run"]
+    new = before.get("run") != now["run"] or before.get("state") not in _BEGUN
     share = _share(now)
     if not new and (share is None or (_share(before) or 0) // STEP == share // STEP):
         return None
     body = "Please don't unplug it." if not share else f"{share} % done. Please don't unplug it."
     return Notice(
-        name, f"Backing up to {name}", body, Urgency.LOW, share or 0, (EJECT,), passing=True
-    )
+        name, f"Backing up to {name}", body, Urgency.LOW, share or 0, (EJECT,),
+        passing=True, update=not new,
+    )  # fmt: skip
 
 
 def _share(drive: Values) -> int | None:
@@ -76,26 +82,40 @@ def _share(drive: Values) -> int | None:
 def finished(result: Values) -> Notice | None:
     """What the end of a job is worth."""
     name, outcome = str(result["name"]), result["outcome"]
-    if result["job"] not in ("backup", "init") or outcome == "skipped":
-        return None
     free = f"You can unplug {name} now"
     away = bool(result["safe"] or result["powered_off"])
     why = printable(f"{result['sentence']} {result['hint']}".strip(), 400)
+    warnings = [printable(str(warning), 200) for warning in result["warnings"]]
+    if result["job"] == "release" and result["error"] != "DriveAbsent":
+        if away:
+            return Notice(name, free, "It was ejected.")
+        why = " ".join([why, *warnings[:1]]).strip()
+        return Notice(name, f"Don't unplug {name} yet", why, Urgency.CRITICAL)
+    if result["job"] not in _BACKUPS or outcome == "skipped":
+        return None
     if outcome in ("done", "warnings"):
         files = f"{count(int(result['changed_files']), 'file')} changed."
-        warnings = [printable(str(warning), 200) for warning in result["warnings"]]
         body = f"The backup is done: {files}"
         if warnings:
             body = f"The backup is done, with {count(len(warnings), 'warning')}: {warnings[0]}"
         summary = free if away else f"{name} is backed up, but don't unplug it yet"
-        return Notice(name, summary, body, Urgency.NORMAL if away else Urgency.CRITICAL)
+        if away:
+            return Notice(name, summary, body)
+        return Notice(name, summary, body, Urgency.CRITICAL, actions=(EJECT, LATER))
     if outcome == "cancelled":
         summary = free if away else f"The backup to {name} was stopped"
         return Notice(name, summary, why or "The backup was stopped.")
     if away:
         why = f"{why} You can unplug it now."
-    again = () if result["error"] == "DriveAbsent" else (RUN, EJECT, LATER)
+    gone = result["powered_off"] or result["error"] == "DriveAbsent"
+    again = () if gone else (RUN, EJECT, LATER)
     return Notice(name, f"The backup to {name} failed", why, Urgency.CRITICAL, actions=again)
+
+
+def refused(verb: str, name: str, why: str) -> Notice:
+    """What a button says that could not be done."""
+    what = "ejected" if verb == EJECT[0] else "backed up to now"
+    return Notice(name, f"{name} can't be {what}", printable(why, 400))
 
 
 def missed(drive: Values, now: float, shown: float) -> bool:
@@ -112,11 +132,11 @@ def overdue(drive: Values, now: float) -> Notice | None:
     if drive["state"] not in ("absent", "idle"):
         return None
     name, last = str(drive["name"]), float(drive.get("last_success") or 0)
-    summary = f"{name} has never been backed up to"
+    summary = f"{name} has never been backed up"
     if last:
         days = max(0, int((now - last) // DAY))
         long = count(days, "day") if days else "some hours"
-        summary = f"{name} has not been backed up to for {long}"
+        summary = f"{name} has not been backed up for {long}"
     if drive["state"] == "idle":
         return Notice(name, summary, "The drive is plugged in.", actions=(RUN, EJECT, LATER))
     return Notice(name, summary, "Plug the drive in.", actions=(LATER,))
