@@ -33,3 +33,16 @@ def at_the_seat(vm: Machine, *command: str, check: bool = True, timeout: float =
     run += [f"--setenv={key}={value}" for key, value in environment.items()]
     shell = ["/bin/sh", "-c", WAIT, "sh"]
     return vm.run([*run, "--", *shell, *command], check=check, timeout=timeout)
+
+
+def sit_down(vm: Machine) -> None:
+    """Have the user `me` sit at the machine until its end: an active session, as after a login."""
+    login = ["systemd-run", "--unit=seat", "--property=PAMName=login", "--property=User=me"]
+    login += [f"--property=TTYPath=/dev/tty{VT}", "--property=StandardInput=tty"]
+    vm.run([*login, "sleep", "infinity"])
+    vm.run(["python3", "-I", "-c", TO_THE_FRONT])
+    script = (
+        "until loginctl show-user me -p Sessions --value | xargs -rn1 loginctl show-session"
+        " | grep -q '^Active=yes'; do sleep 0.2; done"
+    )
+    vm.run(["timeout", "30", "sh", "-c", script])

@@ -11,6 +11,7 @@ from tests.machine import Machine
 from tests.machine.enroll import PASSPHRASE
 from tests.machine.guest import Running
 from tests.vm import runs, session
+from tests.vm.seat import sit_down
 from tests.vm.test_keys import agent as ask_password_agent
 from tests.vm.test_keys import told
 
@@ -276,16 +277,7 @@ def test_without_an_owner_who_sits_at_the_computer_is_asked(enrolled: Machine) -
     vm = enrolled
     session.own(vm, None)
     session.begin(vm, PASSPHRASE)
-    login = ["systemd-run", "--unit=seat", "--property=PAMName=login", "--property=User=me"]
-    login += ["--property=TTYPath=/dev/tty2", "--property=StandardInput=tty"]
-    vm.run([*login, "sleep", "infinity"])
-    activate = "import fcntl; fcntl.ioctl(open('/dev/tty0'), 0x5606, 2)"  # VT_ACTIVATE
-    vm.run(["python3", "-I", "-c", activate])
-    script = (
-        "until loginctl show-user me -p Sessions --value | xargs -rn1 loginctl show-session"
-        " | grep -q '^Active=yes'; do sleep 0.2; done"
-    )
-    vm.run(["timeout", "30", "sh", "-c", script])
+    sit_down(vm)
     vm.stick("main").plug()
     assert runs.ended(vm)["CRYPTBACK_OUTCOME"] == "done"
     assert BY_THE_AGENT in told(vm)
