@@ -105,7 +105,7 @@ def test_forged_header_changes_nothing_and_is_reported(enrolled: Machine, forger
     for warning in (end["MESSAGE"], *history(vm)[0]["warnings"], *drive(vm)["warnings"]):
         assert told in warning
         assert sentence in warning
-    assert len(vm.journal(MESSAGE_ID=message_id(vm, "LUKS header"))) == 1
+    assert len(vm.journal(MESSAGE_ID=message_id(vm, "is not the one that is stored"))) == 1
     assert vm.journal(MESSAGE="You may unplug home now.")
 
     names = first_is_whole(vm, files, STORED)

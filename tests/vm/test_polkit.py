@@ -12,7 +12,7 @@ import pytest
 from tests import hostile
 from tests.machine import Machine
 from tests.machine.layers import ROOT
-from tests.vm.runs import PATIENCE, ended, outcomes, random_files, settled, syncing
+from tests.vm.runs import PATIENCE, ended, hold, outcomes, random_files, settled
 from tests.vm.seat import at_the_seat
 
 HOSTILE = Path(hostile.__file__).read_bytes()
@@ -71,11 +71,9 @@ def test_active_local_user_may_run_cancel_and_eject_a_drive(
     assert outcomes(enrolled) == ["done", "done"]
     stick.pull()
     random_files(enrolled, 4, 8)
-    syncing(enrolled, stick)
-    stick.throttle(2 << 20)
+    hold(enrolled, stick)
     told = at_the_seat(enrolled, "cryptback", "cancel", "home", timeout=PATIENCE).out
     assert "Everything is locked." in told
-    stick.throttle(0)
     told = at_the_seat(enrolled, "cryptback", "eject", "home", timeout=PATIENCE).out
     assert told.endswith("You may unplug home now.\n")
 

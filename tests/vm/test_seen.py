@@ -74,11 +74,10 @@ def test_the_status_line_tells_what_goes_on(enrolled: Machine) -> None:
     assert re.fullmatch(r"idle, 1 drive known, last backup of home .*(now|ago)\n", idle)
     random_files(enrolled, 4, 8)
     stick = enrolled.stick("main")
-    syncing(enrolled, stick, at_least=MIB)
-    stick.throttle(2 * MIB)
+    hold(enrolled, stick, at_least=MIB)
     line = status_text(enrolled, "syncing [1-9]")
     assert re.fullmatch(r"home: syncing \d+ % of 32\.\d MiB(, \d+ MB/s)?(, \d+:\d\d left)?", line)
-    stick.throttle(0)
+    go_on(enrolled)
     ended(enrolled)
     assert status_text(enrolled, "idle") == "idle, 1 drive known, last backup of home just now"
 
