@@ -10,7 +10,7 @@ from . import adopt, bus, follow, output
 from .bus import Values
 
 
-@click.command()
+@click.command(short_help="Put the stored LUKS header back onto a drive.")
 @click.option(
     "--repair", "name", required=True, metavar="NAME", help="Put the stored LUKS header back."
 )

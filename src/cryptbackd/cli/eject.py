@@ -10,7 +10,7 @@ from ..errors import CryptbackError
 from . import bus, follow, output
 
 
-@click.command()
+@click.command(short_help="Lock the drive NAME, whatever goes on; it may be pulled then.")
 @click.argument("name")
 @output.json_option
 def eject(name: str, as_json: bool) -> None:
