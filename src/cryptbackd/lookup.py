@@ -8,13 +8,11 @@ whether there is a keyring.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import resource
 import sys
 from typing import Any
 
-from . import kernel
+from .secret import secretive
 from .text import printable
 
 SERVICE = "cryptback"
@@ -63,14 +61,6 @@ def find(uuid: str) -> str | None:
     except Exception as exc:
         raise NoKeyring(reason(exc)) from exc
     return None if found is None else str(found)
-
-
-def secretive() -> None:
-    """Leave no core file, and let no other process of this user look inside."""
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with contextlib.suppress(OSError):
-        kernel.forbid_dump()
 
 
 def main() -> int:

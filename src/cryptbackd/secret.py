@@ -2,22 +2,37 @@
 
 Unlike the pipe, the memfd can be read by more than one program, one after the other, and
 from its beginning each time.  It lives as long as the ``with`` block; its bytes are never in
-our own memory, nor in a core of ours.
+our own memory, nor in a core of ours.  The few processes that must know a passphrase, and all
+that live beside it, are :func:`secretive`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import select
 import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from . import kernel
 from .errors import Refused
 
 LONGEST = 512
 """Bytes that cryptsetup reads of a line."""
+
+
+def secretive() -> None:
+    """Leave no core, and let no other process of this user look inside.
+
+    A program that is started from here is like any other again, but for its core file.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError):
+        kernel.forbid_dump()
 
 
 @contextmanager

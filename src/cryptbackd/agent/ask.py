@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 
-from .. import kernel, lookup
+from .. import kernel, lookup, secret
 from . import pinentry
 from .log import Priority, say
 
@@ -44,7 +44,7 @@ def main() -> int:
     parser.add_argument("name")
     parser.add_argument("uuid")
     asked = parser.parse_args()
-    lookup.secretive()
+    secret.secretive()
     kernel.die_with_parent(signal.SIGTERM)
     try:
         question = _question(asked.name, asked.purpose, asked.wrong)

@@ -7,7 +7,7 @@ import asyncio
 import os
 import signal
 
-from .. import __version__
+from .. import __version__, secret
 from .log import Priority, say
 
 
@@ -20,6 +20,7 @@ def main() -> int:
     )
     parser.add_argument("--version", action="version", version=f"cryptback-agent {__version__}")
     parser.parse_args()
+    secret.secretive()
     os.umask(0o077)
     return asyncio.run(_run())
 

@@ -1,6 +1,7 @@
 """Passphrases on their way from a person, or a script's descriptor, to a pipe of the daemon.
 
-They are in this process alone, which ends soon: no argument, no environment and no log has them.
+They are in this process alone, which ends with the job: no argument, no environment and no log
+has them, and nobody else of this user may look inside.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import sys
 
 from ..errors import Refused
+from ..secret import secretive
 from .bus import Client
 
 MAX_PASSPHRASE = 512
@@ -28,6 +30,7 @@ def want_terminal(option: str, fd: int | None) -> None:
 
 def current(what: str, fd: int | None) -> bytes:
     """The passphrase that is called *what* and exists, from *fd* or from whoever sits there."""
+    secretive()
     if fd is not None:
         return one_line(fd)
     return _usable(_typed(f"{what}: "))
@@ -35,6 +38,7 @@ def current(what: str, fd: int | None) -> bytes:
 
 def new(what: str, fd: int | None) -> bytes:
     """The passphrase that is called *what* and is to be, from *fd* or typed twice."""
+    secretive()
     if fd is not None:
         return one_line(fd)
     first = _typed(f"{what}: ")

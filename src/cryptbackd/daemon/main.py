@@ -14,7 +14,7 @@ import time
 import traceback
 from typing import Any
 
-from .. import paths
+from .. import paths, secret
 from ..model import Outcome, Phase, RunResult
 from . import journal, status, sweep
 from .history import History
@@ -26,6 +26,7 @@ from .watch import Watch
 
 def main() -> int:
     """Run the daemon; its exit status."""
+    secret.secretive()
     os.umask(0o077)
     return asyncio.run(_Daemon().run())
 

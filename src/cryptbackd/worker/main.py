@@ -23,7 +23,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from .. import kernel
+from .. import kernel, secret
 
 if TYPE_CHECKING:
     from ..model import RunResult
@@ -44,6 +44,7 @@ def main() -> int:
         help="lock what a dead worker (of that entry, or any) left open",
     )
     options = parser.parse_args()
+    secret.secretive()
     if options.sweep is not None:
         from .sweep import main as sweep
 
