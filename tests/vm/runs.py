@@ -16,12 +16,14 @@ PATIENCE = 120.0
 """Seconds that a run may take, under emulation and with other machines beside it."""
 
 # The watcher notices only at its next line that grep has gone, and in a held run there is none.
+STOP = "pkill -STOP rsync"
 WAIT_FOR_NEWS = r"""
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 mkfifo "$dir/news"
 cryptback status "$1" --watch --json > "$dir/news" &
 grep -m 1 -E "$2" < "$dir/news"
+eval "$3"
 kill $!
 """
 
@@ -78,9 +80,12 @@ def settled(vm: Machine, name: str = "home") -> dict[str, Any]:
     return drive(vm, name)
 
 
-def news(vm: Machine, pattern: str, name: str = "home") -> Running:
-    """Wait, by `.wait()`, until the drive's news (a line of JSON) fit a regular expression."""
-    return vm.spawn(["/bin/sh", "-c", WAIT_FOR_NEWS, "sh", name, pattern])
+def news(vm: Machine, pattern: str, name: str = "home", *, then: str = "") -> Running:
+    """Wait, by `.wait()`, until the drive's news (a line of JSON) fit a regular expression.
+
+    At that moment the command `then` is run.
+    """
+    return vm.spawn(["/bin/sh", "-c", WAIT_FOR_NEWS, "sh", name, pattern, then])
 
 
 def wait_news(vm: Machine, pattern: str, name: str = "home") -> dict[str, Any]:
@@ -122,13 +127,20 @@ class Held:
 
 def hold(vm: Machine, stick: Stick, name: str = "home", *, at_least: int = 0) -> Held:
     """Plug the stick in, and stop the run in mid-sync (when so many bytes are copied)."""
-    syncing(vm, stick, name, at_least=at_least)
-    return stop(vm, name)
+    watcher = news(vm, copied(at_least), name, then=STOP)
+    stick.plug()
+    watcher.wait(timeout=PATIENCE)
+    return held(vm, name)
 
 
 def stop(vm: Machine, name: str = "home") -> Held:
     """Stop a run that is copying. There must be enough to copy."""
-    vm.run(["pkill", "-STOP", "rsync"])
+    vm.run(STOP)
+    return held(vm, name)
+
+
+def held(vm: Machine, name: str = "home") -> Held:
+    """What was stopped in mid-sync."""
     assert drive(vm, name)["phase"] == "syncing", "it was too fast: give it more to copy"
     daemon = int(vm.run(["systemctl", "show", "-P", "MainPID", UNIT]).out)
     stub = int(vm.run(["pgrep", "-P", str(daemon)]).out)
