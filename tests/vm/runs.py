@@ -127,7 +127,8 @@ class Held:
 
 def hold(vm: Machine, stick: Stick, name: str = "home", *, at_least: int = 0) -> Held:
     """Plug the stick in, and stop the run in mid-sync (when so many bytes are copied)."""
-    watcher = news(vm, copied(at_least), name, then=STOP)
+    # With the first byte both rsyncs are there.
+    watcher = news(vm, copied(max(1, at_least)), name, then=STOP)
     stick.plug()
     watcher.wait(timeout=PATIENCE)
     return held(vm, name)

@@ -15,8 +15,10 @@ from tests.machine.machine import Entry
 from tests.vm.runs import (
     MIB,
     PATIENCE,
+    STOP,
     UNIT,
     begun,
+    copied,
     drive,
     ended,
     go_on,
@@ -26,7 +28,6 @@ from tests.vm.runs import (
     outcomes,
     random_files,
     settled,
-    stop,
     syncing,
 )
 
@@ -55,10 +56,9 @@ def status_text(vm: Machine, pattern: str) -> str:
 
 def run_in_background(vm: Machine, name: str = "home") -> Running:
     """`cryptback run`, held in mid-sync."""
-    watcher = news(vm, '"phase": "syncing"', name)
+    watcher = news(vm, copied(1), name, then=STOP)
     running = vm.spawn(["cryptback", "run", name])
     watcher.wait(timeout=PATIENCE)
-    stop(vm, name)
     return running
 
 
