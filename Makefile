@@ -33,7 +33,7 @@ vm: ## Run the tests in the machine that keep a promise of the README
 
 slow:
 	@$(PYTHON) -m tests.machine build enrolled
-	@$(PYTHON) -m pytest -q tests/vm -m "slow and not campaign" -n $(JOBS)
+	@$(PYTHON) -m pytest -q tests/vm -m "slow and not campaign" -n $(JOBS) --durations=20 --durations-min=20
 
 test: ## Everything a change must pass: bootstrap, deb, lint, unit, vm
 	@.ci/steps bootstrap deb lint unit vm
