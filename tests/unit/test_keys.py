@@ -337,13 +337,18 @@ class TestTokens:
 
     @pytest.fixture
     def root(self, tmp_path: Path) -> Path:
-        for place in ("sys/class/tpmrm/tpmrm0", "dev/hidraw0"):
+        for place in ("sys/class/tpmrm/tpmrm0", "sys/class/hidraw/hidraw0/device"):
             (tmp_path / place).mkdir(parents=True)
+        self.descriptor(tmp_path, "06d0f10901a101")
         for kind in ("systemd-tpm2", "systemd-fido2"):
             plugin = tmp_path / f"x86_64-linux-gnu/cryptsetup/libcryptsetup-token-{kind}.so"
             plugin.parent.mkdir(parents=True, exist_ok=True)
             plugin.touch()
         return tmp_path
+
+    def descriptor(self, root: Path, begins: str) -> None:
+        place = root / "sys/class/hidraw/hidraw0/device/report_descriptor"
+        place.write_bytes(bytes.fromhex(begins))
 
     def source(self, root: Path, *tokens: Token, asker: Fake | None = None) -> Tokens:
         self.header(root, {str(t.number): self.json(t) for t in tokens})
@@ -385,6 +390,12 @@ class TestTokens:
         (root / "sys/class/tpmrm/tpmrm0").rmdir()
         tokens = Token(0, TPM2, (1,), False), Token(1, FIDO2, (2,), False)
         assert self.keys(self.source(root, *tokens), 2) == [("FIDO2 token", 1), None]
+
+    def test_nobody_is_asked_for_the_pin_of_a_token_that_is_a_keyboard(self, root: Path) -> None:
+        self.descriptor(root, "05010906a101")
+        asker = Fake("prompt", ["pin"])
+        assert self.keys(self.source(root, Token(0, FIDO2, (1,), True), asker=asker), 1) == [None]
+        assert asker.asked == []
 
     def test_a_pin_is_asked_for_like_a_passphrase_and_once_more(self, root: Path) -> None:
         asker = Fake("prompt", ["pin"] * 9)

@@ -8,13 +8,14 @@ again in a run, but for a PIN that was mistyped.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import attrs
 
 from ... import luks2, paths
 from ...errors import ForgedDrive
+from ...hidraw import fido2_tokens
 from ...luks2 import FIDO2, TPM2, Token
 from . import Key, Request, Source, SourceFailed
 
@@ -25,16 +26,20 @@ _PINS = 2
 
 @attrs.frozen
 class _Kind:
-    """What a person calls the token; where its devices show; what a question for its PIN is."""
+    """What a person calls the token; its devices below a root; what a question for its PIN is."""
 
     source: str
-    devices: str
+    devices: Callable[[Path], Sequence[Path]]
     purpose: str
 
 
+def _tpm2s(root: Path) -> list[Path]:
+    return list(root.glob("sys/class/tpmrm/*"))
+
+
 _KINDS = {
-    TPM2: _Kind("TPM2", "sys/class/tpmrm/*", "tpm2-pin"),
-    FIDO2: _Kind("FIDO2 token", "dev/hidraw*", "fido2-pin"),
+    TPM2: _Kind("TPM2", _tpm2s, "tpm2-pin"),
+    FIDO2: _Kind("FIDO2 token", fido2_tokens, "fido2-pin"),
 }
 
 
@@ -57,7 +62,7 @@ class Tokens:
             tried = self._tried.get(token.number, 0)
             if kind is None or tried >= (_PINS if token.pin else 1):
                 continue
-            if not any(self.root.glob(kind.devices)):
+            if not kind.devices(self.root):
                 continue
             self._want_plugin(token.kind)
             self._tried[token.number] = tried + 1
