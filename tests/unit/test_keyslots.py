@@ -497,7 +497,27 @@ def test_a_token_is_refused_before_anything_is_done_where_there_is_none(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(keyslots, "TPMS", tmp_path)
-    monkeypatch.setattr(keyslots, "DEVICES", tmp_path)
+    monkeypatch.setattr(keyslots, "ROOT", tmp_path)
     for kind in (TPM2, FIDO2):
         with pytest.raises(Refused, match="nothing was changed"):
             keyslots.want_tools(kind, pin=False)
+
+
+def test_a_token_that_the_service_may_not_open_is_refused_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(keyslots, "CRYPTENROLL", "/bin/true")
+    monkeypatch.setattr(keyslots, "ROOT", tmp_path)
+    place = tmp_path / "sys/class/hidraw/hidraw0/device"
+    place.mkdir(parents=True)
+    (place / "report_descriptor").write_bytes(bytes.fromhex("05010906a101"))  # a keyboard
+    with pytest.raises(Refused, match="no FIDO2 token to be seen"):
+        keyslots.want_tools(FIDO2, pin=False)
+    (place / "report_descriptor").write_bytes(bytes.fromhex("06d0f10901a101"))
+    with pytest.raises(Refused, match="can't be opened") as refused:
+        keyslots.want_tools(FIDO2, pin=False)
+    assert "cryptbackd(8)" in refused.value.hint
+    node = tmp_path / "dev/hidraw0"
+    node.parent.mkdir()
+    node.touch()
+    keyslots.want_tools(FIDO2, pin=False)

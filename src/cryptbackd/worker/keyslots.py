@@ -18,6 +18,7 @@ import attrs
 
 from .. import luks2
 from ..errors import Refused, ToolFailed, WrongPassphrase
+from ..hidraw import fido2_tokens
 from ..luks2 import FIDO2, RECOVERY, TPM2
 from ..run import ENVIRONMENT, Ended, run
 from ..secret import name
@@ -27,12 +28,17 @@ from .layers.luks import CRYPTSETUP, KDF_DEADLINE, WRONG_KEY, cost
 
 CRYPTENROLL = "/usr/bin/systemd-cryptenroll"
 TPMS = Path("/sys/class/tpmrm")
-DEVICES = Path("/dev")
+ROOT = Path("/")
 _PINS_SINCE = 256
 """The version of systemd from which on it takes a new PIN from a descriptor."""
 _PIN_CREDENTIALS = {TPM2: "cryptenroll.new-tpm2-pin", FIDO2: "cryptenroll.fido2-pin"}
 _PACKAGES = "Debian 13 has what it takes in the packages systemd-cryptsetup and libtss2-*."
-_HIDDEN = "The service sees no USB token unless you let it: see cryptbackd(8), FIDO2 tokens."
+_HIDDEN = "The service may open none unless you let it: see cryptbackd(8), FIDO2 tokens."
+_ABOUT_FIDO2 = (
+    "A token that has a PIN is enrolled with --pin. After three wrong ones it wants to be pulled"
+    " out and plugged in again. Debian 13 has what it takes in the packages systemd-cryptsetup and"
+    " libfido2-1."
+)
 KINDS = {"tpm2": TPM2, "fido2": FIDO2, "recovery-key": RECOVERY}
 """What a person calls the tokens."""
 
@@ -160,7 +166,7 @@ class Keyslots:
             **more,
         )
         if ended.status != 0:
-            hint = _HIDDEN if "--fido2-device=auto" in words else _PACKAGES
+            hint = _ABOUT_FIDO2 if "--fido2-device=auto" in words else _PACKAGES
             told = ended.complaint.rstrip(".")
             raise Refused(f"systemd-cryptenroll: {told}; nothing was changed.", hint)
 
@@ -191,14 +197,32 @@ def want_tools(kind: str, *, pin: bool) -> None:
             "This computer has no TPM2 that the kernel knows of; nothing was changed.",
             "It may be switched off in the firmware's settings.",
         )
-    if kind == FIDO2 and not any(DEVICES.glob("hidraw*")):
-        raise Refused("There is no FIDO2 token to be seen; nothing was changed.", _HIDDEN)
+    if kind == FIDO2:
+        _want_fido2(fido2_tokens(ROOT))
     if pin and _version() < _PINS_SINCE:
         raise Refused(
             f"A PIN can be set from systemd {_PINS_SINCE} on, and this one is older; nothing was"
             " changed.",
             "Enrol it without --pin.",
         )
+
+
+def _want_fido2(tokens: list[Path]) -> None:
+    if not tokens:
+        raise Refused(
+            "There is no FIDO2 token to be seen; nothing was changed.",
+            "Plug it in beside the drive.",
+        )
+    if not any(map(_opens, tokens)):
+        raise Refused("The FIDO2 token can't be opened; nothing was changed.", _HIDDEN)
+
+
+def _opens(node: Path) -> bool:
+    try:
+        os.close(os.open(node, os.O_RDWR | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def _version() -> int:
