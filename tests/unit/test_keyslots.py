@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import struct
@@ -25,6 +26,7 @@ from cryptbackd.worker.control import Control
 from cryptbackd.worker.header import Header
 from cryptbackd.worker.jobs import passphrase as job
 from cryptbackd.worker.keyslots import Keyslots
+from cryptbackd.worker.layers import luks
 
 CRYPTSETUP = "/usr/sbin/cryptsetup"
 CHEAP = ("--pbkdf", "argon2id", "--pbkdf-memory", "64", "--pbkdf-force-iterations", "4")
@@ -416,10 +418,10 @@ def asked(*answers: bytes | None) -> Iterator[tuple[Control, list[int]]]:
 
 
 def play(
-    world: World, action: str, *answers: bytes | None, what: str = "passphrase"
+    world: World, action: str, *answers: bytes | None, what: str = "passphrase", pin: bool = False
 ) -> tuple[str, bytes]:
     """A change of passphrases but for the drive: what it says, and what it hands out."""
-    options = job.Options(action, what, pbkdf_memory=64, pbkdf_iterations=4)
+    options = job.Options(action, what, pin, pbkdf_memory=64, pbkdf_iterations=4)
     stored = world.stored
     with asked(*answers) as (control, outs):
         with headers.copied("home") as copy:
@@ -479,6 +481,35 @@ def test_a_second_tpm2_would_open_it_past_the_pin(world: World) -> None:
     header = attrs.evolve(world.stored, tokens=(Token(0, TPM2, (0,), True),))
     with pytest.raises(Refused, match="already"):
         keyslots.want_one_tpm2(header)
+
+
+def test_a_token_that_is_enrolled_without_the_pin_is_not_taken(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As systemd-cryptenroll does it with a token that has none: with a notice."""
+
+    def enroll(slots: Keyslots, kind: str, current: int, _pin: int, _place: Path) -> None:
+        with kept(b"of the token") as new:
+            slots.add(current, new)
+        token = {"type": kind, "keyslots": ["1"], "fido2-clientPin-required": False}
+        words = [luks.CRYPTSETUP, "token", "import", "--disable-external-tokens", slots.node]
+        subprocess.run(words, input=json.dumps(token).encode(), check=True)
+
+    monkeypatch.setattr(Keyslots, "enroll", enroll)
+    before = world.stored
+    with pytest.raises(Refused, match="The token has no PIN; nothing was changed"):
+        play(world, "enroll-fido2", FIRST, b"4711", pin=True)
+    assert world.stored == before
+    play(world, "enroll-fido2", FIRST)
+    assert world.stored.typed == {0}
+
+
+def test_where_no_pin_is_given_nobody_is_waited_for(tmp_path: Path) -> None:
+    """What can't be read, unlike what isn't there, ends systemd-cryptenroll at once."""
+    given = keyslots._credential(tmp_path, "cryptenroll.fido2-pin", None)
+    with given as directory, pytest.raises(IsADirectoryError):
+        (directory / "cryptenroll.fido2-pin").read_bytes()
+    assert list(tmp_path.iterdir()) == []
 
 
 # What was asked

@@ -91,12 +91,10 @@ class Keyslots:
             TPM2: ["--tpm2-device=auto", f"--tpm2-with-pin={asked}"],
             FIDO2: ["--fido2-device=auto", f"--fido2-with-client-pin={asked}"],
         }[kind]
-        if pin is None:
-            self._cryptenroll(*words, current=current)
-            return
         with _credential(place, _PIN_CREDENTIALS[kind], pin) as directory:
             environment = {"CREDENTIALS_DIRECTORY": str(directory)}
-            self._cryptenroll(*words, current=current, fds=[pin], environment=environment)
+            fds = [] if pin is None else [pin]
+            self._cryptenroll(*words, current=current, fds=fds, environment=environment)
 
     def try_token(self, token: luks2.Token, pin: int | None) -> None:
         """Open the volume key with *token*, as a plug will do it; raises Refused."""
@@ -172,12 +170,16 @@ class Keyslots:
 
 
 @contextmanager
-def _credential(place: Path, credential: str, fd: int) -> Iterator[Path]:
-    """A directory of credentials with just this one: a name for the descriptor, no file."""
+def _credential(place: Path, credential: str, fd: int | None) -> Iterator[Path]:
+    """A directory of credentials with just this one: a name for the descriptor, no file.
+
+    Without a descriptor the name is that of a directory, which can't be read: where there was
+    nothing, systemd-cryptenroll would ask whoever is there, and wait for them for ever.
+    """
     directory = place / "credentials"
     directory.mkdir(mode=0o700)
     link = directory / credential
-    link.symlink_to(name(fd))
+    link.symlink_to(directory if fd is None else name(fd))
     try:
         yield directory
     finally:

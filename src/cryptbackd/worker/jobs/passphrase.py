@@ -215,6 +215,12 @@ def _enroll(
         known = {token.number for token in stored.tokens}
         after = headers.parse(Path(slots.node).read_bytes())
         fresh = [token for token in after.tokens if token.number not in known]
+        if pin and not all(token.pin for token in fresh):
+            # systemd-cryptenroll takes that lightly, and anybody who has the token could open it.
+            raise Refused(
+                "The token has no PIN; nothing was changed.",
+                "Give it one first, or enrol it without --pin.",
+            )
         if len(fresh) == 1 and fresh[0].kind == KINDS["tpm2"]:
             slots.try_token(fresh[0], fd)
     return _Change(_ENROLLED[kind], added=1)
