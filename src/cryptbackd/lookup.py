@@ -80,7 +80,12 @@ def main() -> int:
         return UNUSABLE
     if not found:
         return NOTHING
-    os.write(answer, found.encode())
+    try:
+        secret = found.encode()
+    except UnicodeEncodeError:  # whose text has a piece of it
+        print("What the keyring has can't be a passphrase.", file=sys.stderr)
+        return UNUSABLE
+    os.write(answer, secret)
     return FOUND
 
 

@@ -29,3 +29,8 @@ ENCRYPTED_CREDENTIALS = Path("/etc/credstore.encrypted")
 def mapping(name: str) -> str:
     """The device-mapper name of the entry *name*."""
     return f"cryptback-{name}"
+
+
+def pending_header(name: str) -> Path:
+    """Where the header from before a change is kept, until the drive has the new one as well."""
+    return HEADERS / f"{name}.pending"

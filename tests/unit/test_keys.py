@@ -81,7 +81,7 @@ def test_a_refused_source_is_not_asked_again() -> None:
 
 
 def test_the_prompt_is_asked_again_and_knows_that_it_was_wrong() -> None:
-    prompt = Fake("prompt", ["key"] * 9, asks_again=True)
+    prompt = Fake("prompt", ["pin"] * 9, asks_again=True)
     keys, _failed = chain(prompt)
     answers = ask(keys, "prompt", "prompt", "prompt")
     assert answers[:3] == ["prompt"] * 3
@@ -92,8 +92,18 @@ def test_the_prompt_is_asked_again_and_knows_that_it_was_wrong() -> None:
 
 
 def test_three_tries_in_all() -> None:
-    keys, _failed = chain(Fake("a", ["key"]), Fake("prompt", ["key"] * 9, asks_again=True))
-    assert ask(keys, "a", "prompt", "prompt")[:3] == ["a", "prompt", "prompt"]
+    keys, _failed = chain(Fake("a", ["pin"]), Fake("prompt", ["pin"] * 9, asks_again=True))
+    answers = ask(keys, "a", "prompt", "prompt")
+    assert answers[:3] == ["a", "prompt", "prompt"]
+    assert "3 passphrases were tried" in answers[3]
+
+
+def test_a_token_that_fails_takes_no_try_from_a_person() -> None:
+    token = Fake("TPM2", ["key", "key"], asks_again=True)
+    stale = Fake("credential", ["pin"])
+    keys, _failed = chain(token, stale, Fake("prompt", ["pin"] * 9, asks_again=True))
+    answers = ask(keys, "TPM2", "TPM2", "credential", "prompt", "prompt")
+    assert answers[:5] == ["TPM2", "TPM2", "credential", "prompt", "prompt"]
 
 
 def test_nobody_has_one() -> None:

@@ -260,6 +260,22 @@ def test_a_passphrase_is_added_changed_and_removed(world: World, control: Contro
     assert removed.typed == {1}
 
 
+def test_one_that_is_in_two_keyslots_is_removed_from_both(world: World, control: Control) -> None:
+    changed(world, control, lambda k, s: k.add(s(FIRST), s(b"twice")))
+    before = changed(world, control, lambda k, s: k.add(s(FIRST), s(b"twice")))
+    after = changed(world, control, lambda k, s: k.remove_all(s(b"twice"), 1, before))
+    keyslots.judge(before, after, gone={1, 2})
+    assert (world.opens(b"twice"), world.opens(FIRST)) == (False, True)
+
+
+def test_one_that_is_in_two_keyslots_is_changed_in_both(world: World, control: Control) -> None:
+    before = changed(world, control, lambda k, s: k.add(s(FIRST), s(FIRST)))
+    changed(world, control, lambda k, s: k.change(s(FIRST), s(b"new")))
+    after = changed(world, control, lambda k, s: k.remove_rest(s(FIRST), 0))
+    keyslots.judge(before, after, gone={1})
+    assert (world.opens(FIRST), world.opens(b"new")) == (False, True)
+
+
 def test_a_passphrase_may_have_any_bytes_but_an_end_of_line(world: World, control: Control) -> None:
     odd = b" tail \xff\xc3\xa4" + b"x" * 500
     changed(world, control, lambda k, s: k.add(s(FIRST), s(odd)))
@@ -360,10 +376,10 @@ def test_a_passphrase_that_was_changed_elsewhere_is_not_taken_for_ours(
 def test_a_change_that_was_not_even_stored_leaves_nothing_to_finish(
     world: World, control: Control
 ) -> None:
-    os.link(headers.path_of("home"), headers.pending_of("home"))
+    os.link(headers.path_of("home"), paths.pending_header("home"))
     with world.opened() as fd:
         own_header.settle("home", world.stored, fd, control)
-    assert not headers.pending_of("home").exists()
+    assert not paths.pending_header("home").exists()
 
 
 @given(st.binary(min_size=1, max_size=4), st.data())

@@ -14,7 +14,7 @@ from tests.vm.container import listing
 from tests.vm.failing import KERNEL_MISSES_IT, Hold, first_is_whole, nothing_left, succeeds_next
 from tests.vm.runs import ended, history, now
 from tests.vm.test_drive_lies import CONTAINER, OTHER_KEY, WIPE, message_id, tamper
-from tests.vm.test_enrol import on_terminal
+from tests.vm.test_enrol import on_terminal, untouched
 from tests.vm.test_keys import PLAIN, readers, told, trace, traced
 
 HEADER = "/var/lib/cryptbackd/headers/home"
@@ -334,6 +334,26 @@ def test_the_stored_header_is_put_back(enrolled: Machine, damage: str, words: st
     assert "nothing is wrong" in again.out
     succeeds_next(vm)
     assert len(first_is_whole(vm, files)) == 3
+
+
+def test_a_repair_goes_to_no_other_drive(enrolled: Machine) -> None:
+    """Not to one that was named by mistake, whose file may be called the same."""
+    vm = enrolled
+    other = vm.stick("other", fs="ext4", partitioned=True)
+    other.plug()
+    vm.run(
+        f"mount {other.partition} /mnt && truncate -s 32M /mnt/backup.luks && echo theirs"
+        " | cryptsetup luksFormat --batch-mode --pbkdf pbkdf2 --pbkdf-force-iterations 1000"
+        " /mnt/backup.luks; umount /mnt"
+    )
+    other.pull()
+    with untouched(other):
+        words = ["cryptback", "doctor", "--repair", "home", "--device", other.partition, "--yes"]
+        refused = vm.run(words, check=False, timeout=120)
+        assert refused.code == 1
+        assert "which is not the drive; nothing was changed." in refused.err
+    plugged(vm)
+    assert same(vm)
 
 
 def test_the_computer_lost_all_and_the_drive_is_enrolled_again(enrolled: Machine) -> None:

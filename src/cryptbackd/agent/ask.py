@@ -85,7 +85,10 @@ def _remember(name: str, uuid: str, answer: bytes) -> None:
     try:
         backend = lookup.keyring()
         passphrase = answer.decode("utf-8")
-    except (lookup.NoKeyring, UnicodeDecodeError) as exc:
+    except UnicodeDecodeError:  # whose text has a piece of the passphrase
+        say(f"{name}: the passphrase can't be remembered: it is not in UTF-8.")
+        return
+    except lookup.NoKeyring as exc:
         say(f"{name}: the passphrase can't be remembered: {exc}")
         return
     texts = [

@@ -136,7 +136,11 @@ def _passphrase(plan: _Plan, choice: adopt.Choice, adopting: bool) -> int:
         return adopt.adopt(choice)
     result, recovery = asyncio.run(_change(plan, _secrets(plan)))
     code = adopt.finish(result, plan.as_json)
-    if result["outcome"] in ("done", "warnings"):
+    done = result["outcome"] in ("done", "warnings")
+    if recovery and not done:
+        adopt.tell(plan.as_json, "The key may open the drive all the same, from the next plug on.")
+        adopt.tell(plan.as_json, "Keep it, or take it away: `remove --what recovery-key`.")
+    if done or recovery:
         _afterwards(plan, recovery)
     return code
 

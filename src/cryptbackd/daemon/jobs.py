@@ -92,8 +92,10 @@ class Job:
                 return "the drive is enrolled, without a backup yet"
             case JobKind.INIT:
                 return "the drive was not enrolled"
-            case JobKind.PASSPHRASE | JobKind.REPAIR:
+            case JobKind.PASSPHRASE:
                 return "what was begun is finished at the next plug"
+            case JobKind.REPAIR:
+                return "the stored header is whole, and what was on the drive is kept beside it"
             case JobKind.ADOPT:
                 return "the stored header is whole, the old one or the new"
             case _:
@@ -130,7 +132,7 @@ _WORK = {
 def pulled_result(job: Job) -> RunResult:
     """How *job* ends whose drive has left in the middle."""
     work = "in the middle of its first backup" if job.enrolled else _WORK[job.kind]
-    begun = job.kind is JobKind.BACKUP or job.enrolled
+    begun = job.kind in (JobKind.BACKUP, JobKind.PASSPHRASE) or job.enrolled
     return RunResult(
         Outcome.FAILED,
         f"The drive was pulled out {work}; {job.remains}.",

@@ -14,7 +14,7 @@ from typing import Any
 
 import attrs
 
-from .. import config
+from .. import config, paths
 from ..errors import (
     BY_NAME,
     Busy,
@@ -427,7 +427,8 @@ class Service:
             ejected=self.history.ejected(insertion),
             candidates=candidates,
             since_success=time.time() - last if last else None,
-            at_most=entry.when.at_most,
+            # A change of what opens the drive, which it has not seen yet, is not put off.
+            at_most=None if paths.pending_header(name).exists() else entry.when.at_most,
         )
         if verdict is Verdict.RUN:
             self._submit_backup(name, entry, seen, PLAIN_RUN)

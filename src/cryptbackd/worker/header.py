@@ -38,6 +38,7 @@ _MAX_PBKDF2_ITERATIONS = 1_000_000_000
 _SPLITTERS = ("sha256", "sha512")
 """cryptsetup's own hash, and the one that systemd-cryptenroll(1) asks for."""
 _AT_ONCE = 16 << 20
+_PAGE = 4096
 
 
 @attrs.frozen
@@ -198,14 +199,16 @@ def difference(stored: Header, fd: int) -> str:
 
     Only compared: nothing that stands there is used.
     """
-    theirs = [os.pread(fd, 2 * stored.metadata, 0)]
-    theirs += [os.pread(fd, length, offset) for offset, length in stored.areas]
-    if b"".join(theirs) == stored.compared:
-        return ""
     try:
+        theirs = [os.pread(fd, 2 * stored.metadata, 0)]
+        theirs += [os.pread(fd, length, offset) for offset, length in stored.areas]
+        if b"".join(theirs) == stored.compared:
+            return ""
         found = read(fd)
     except ForgedDrive as exc:
         return f"{exc.sentence} It may be damaged or forged."
+    except OSError as exc:
+        return f"It can't be read: {exc.strerror}."
     if (found.digest, found.salt) != (stored.digest, stored.salt):
         return "It belongs to another volume key: it may be forged, or another volume's."
     return "Its keyslots differ: the passphrase may have been changed on another computer."
@@ -214,11 +217,6 @@ def difference(stored: Header, fd: int) -> str:
 def path_of(name: str) -> Path:
     """Where the header of the entry *name* is stored."""
     return paths.HEADERS / name
-
-
-def pending_of(name: str) -> Path:
-    """Where the header from before a change is kept, until the drive has the new one as well."""
-    return paths.HEADERS / f"{name}.pending"
 
 
 def load(name: str) -> Header:
@@ -252,11 +250,23 @@ def keep_old(name: str) -> None:
 
 def keep_theirs(name: str, fd: int, length: int) -> Path:
     """Keep what stands in the place of the header on the drive *fd*, whatever it is."""
-    target = paths.HEADERS / f"{name}.drive-{int(time.time())}"
-    with fresh(name, read_up_to(fd, length)) as new:
+    target = paths.HEADERS / f"{name}.drive-{time.time_ns()}"
+    with fresh(name, _what_can_be_read(fd, length)) as new:
         new.rename(target)
     fsync_directory(paths.HEADERS)
     return target
+
+
+def _what_can_be_read(fd: int, length: int) -> bytes:
+    """The first *length* bytes of *fd*, with zeros for what can't be read."""
+    parts = []
+    for at in range(0, length, _PAGE):
+        wanted = min(_PAGE, length - at)
+        try:
+            parts.append(os.pread(fd, wanted, at))
+        except OSError:
+            parts.append(bytes(wanted))
+    return b"".join(parts)
 
 
 @contextmanager
@@ -281,8 +291,8 @@ def replace(name: str, changed: Path) -> None:
     finally:
         os.close(fd)
     with suppress(FileNotFoundError):
-        pending_of(name).unlink()
-    os.link(path_of(name), pending_of(name))
+        paths.pending_header(name).unlink()
+    os.link(path_of(name), paths.pending_header(name))
     fsync_directory(paths.HEADERS)
     changed.rename(path_of(name))
     fsync_directory(paths.HEADERS)
@@ -310,7 +320,7 @@ def fresh(name: str, raw: bytes) -> Iterator[Path]:
 def pending(name: str) -> Header | None:
     """The header from before a change that may not have reached the drive; None without one."""
     try:
-        return parse(pending_of(name).read_bytes())
+        return parse(paths.pending_header(name).read_bytes())
     except (FileNotFoundError, ForgedDrive):
         return None
 
@@ -318,7 +328,7 @@ def pending(name: str) -> Header | None:
 def settled(name: str) -> None:
     """The drive has the stored header: forget the one from before."""
     with suppress(FileNotFoundError):
-        pending_of(name).unlink()
+        paths.pending_header(name).unlink()
         fsync_directory(paths.HEADERS)
 
 

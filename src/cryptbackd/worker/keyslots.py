@@ -72,6 +72,31 @@ class Keyslots:
         """Remove the keyslot that *passphrase* opens."""
         self._cryptsetup("luksRemoveKey", stdin=passphrase)
 
+    def remove_rest(self, passphrase: int, keep: int) -> set[int]:
+        """After a change: remove what *passphrase* still opens, but for the keyslot *keep*."""
+        gone: set[int] = set()
+        while True:
+            try:
+                slot = self.opened_by(passphrase)
+            except WrongPassphrase:
+                return gone
+            if slot == keep:  # it was changed to itself
+                return gone
+            self.remove(passphrase)
+            gone.add(slot)
+
+    def remove_all(self, passphrase: int, slot: int, stored: Header) -> set[int]:
+        """Remove every keyslot that *passphrase* opens, *slot* first; which these were."""
+        gone = set()
+        while True:
+            gone.add(slot)
+            want_left(stored, gone)
+            self.remove(passphrase)
+            try:
+                slot = self.opened_by(passphrase)
+            except WrongPassphrase:
+                return gone
+
     def remove_tokens(self, current: int, tokens: list[luks2.Token]) -> None:
         """Remove tokens with their keyslots; *current* opens one that stays."""
         for token in tokens:

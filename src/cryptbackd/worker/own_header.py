@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from .. import kernel
@@ -52,7 +52,10 @@ def settle(name: str, stored: Header, fd: int, control: Control) -> None:
     before = headers.pending(name)
     if before is None:
         return
-    found = headers.read_up_to(fd, stored.size)
+    try:
+        found = headers.read_up_to(fd, stored.size)
+    except OSError as exc:
+        raise DriveFailed(f"Its LUKS2 header can't be read: {exc.strerror}.") from exc
     if found != stored.raw:
         if before.seqid >= stored.seqid or not between(found, before.raw, stored.raw):
             return
@@ -123,8 +126,9 @@ def _write(fd: int, raw: bytes, offset: int, length: int) -> None:
     """Write what is different there."""
     for at in range(offset, offset + length, _CHUNK):
         wanted = raw[at : min(at + _CHUNK, offset + length)]
-        if os.pread(fd, len(wanted), at) == wanted:
-            continue
+        with suppress(OSError):  # what can't be read may still be written, which mends a sector
+            if os.pread(fd, len(wanted), at) == wanted:
+                continue
         while wanted:
             done = os.pwrite(fd, wanted, at)
             wanted, at = wanted[done:], at + done  # noqa: PLW2901

@@ -130,7 +130,7 @@ class Chain:
                 self.failed(source.name, exc)
                 continue
             if key is not None:
-                self._tries += 1
+                self._tries += int(key.token < 0)
                 self._given = key
                 return key
         if self._refused:

@@ -54,6 +54,7 @@ def adopt(start: protocol.Start, control: Control) -> RunResult:
     control.phase(Phase.ATTACHING)
     with proven_free(start.device, control):
         with own_header.on_drive(entry, start.device, place) as drive:
+            own_header.settle(start.name, stored, drive, control)
             found = headers.read(drive)
         if not found.same_volume(stored):
             raise ForgedDrive(

@@ -109,8 +109,12 @@ def unlocked(
             file = stack.enter_context(container(drive, entry.container))
             device_of_loop = stack.enter_context(loop([file]))
             backing = device_of_loop.node
-        own_header.settle(name, header, file, control)
-        difference = headers.difference(header, file)
+        # Nothing of the drive's own header is needed to open it.
+        try:
+            own_header.settle(name, header, file, control)
+            difference = headers.difference(header, file)
+        except DriveFailed as exc:
+            difference = exc.sentence
         if difference:
             control.warn(
                 "The LUKS header on the drive is not the one that this computer stored."

@@ -151,8 +151,9 @@ def _change(options: Options, stored: Header, copy: Path, place: Path, control: 
                     )
                 with given(control, "new") as new:
                     slots.change(current, new)
-                    slots.opened_by(new)
-                return _Change("The passphrase was changed.")
+                    changed = slots.opened_by(new)
+                    gone = slots.remove_rest(current, changed)
+                return _Change("The passphrase was changed.", gone=frozenset(gone))
             case "remove" if options.what == "passphrase":
                 return _remove(stored, slots, slot, current)
             case "remove":
@@ -179,9 +180,8 @@ def _remove(stored: Header, slots: Keyslots, slot: int, current: int) -> _Change
             "That is the recovery key, not a passphrase; nothing was changed.",
             "`remove --what recovery-key` removes it, and asks for a passphrase that stays.",
         )
-    keyslots.want_left(stored, {slot})
-    slots.remove(current)
-    return _Change("The passphrase was removed.", gone=frozenset({slot}))
+    gone = slots.remove_all(current, slot, stored)
+    return _Change("The passphrase was removed.", gone=frozenset(gone))
 
 
 def _remove_tokens(stored: Header, slots: Keyslots, slot: int, current: int, kind: str) -> _Change:
