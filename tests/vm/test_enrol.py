@@ -677,7 +677,7 @@ def test_interrupted_in_the_formatting_of_the_drive_it_leaves_nothing(
 
 
 def test_interrupted_in_the_first_backup_it_stays_enrolled(vm: Machine) -> None:
-    vm.run("head -c 30M /dev/urandom > /home/me/big")
+    vm.run("head -c 20M /dev/urandom > /home/me/big")  # twice that is to fit in
     stick = vm.stick("main", fs="ext4")
     stick.plug()
     running = begin(vm, stick.partition, *SMALL)
