@@ -36,7 +36,7 @@ def test_stranger_keeps_nobody_waiting_and_leaks_no_descriptor(
 ) -> None:
     # The bus itself complains of a client that wants too many answers at once.
     enrolled.expect_journal("maximum number of pending replies")
-    enrolled.expect_journal("^polkitd: .* Process .* terminated")  # who asked has left
+    enrolled.expect_journal("^polkitd: Error converting subject")  # who asked has left
     assert drive(enrolled)["state"] == "absent"
     before = descriptors(enrolled)
     daemon = enrolled.run(["systemctl", "show", "-P", "MainPID", UNIT]).out
@@ -57,7 +57,7 @@ def test_stranger_keeps_nobody_waiting_and_leaks_no_descriptor(
 
 def test_drive_is_backed_up_to_while_a_stranger_floods_the_bus(enrolled: Machine) -> None:
     enrolled.expect_journal("maximum number of pending replies")
-    enrolled.expect_journal("^polkitd: .* Process .* terminated")  # who asked has left
+    enrolled.expect_journal("^polkitd: Error converting subject")  # who asked has left
     enrolled.push("/tmp/hostile.py", HOSTILE)
     flood = enrolled.spawn("for i in 1 2 3; do python3 -I /tmp/hostile.py flood; done", user="me")
     enrolled.stick("main").plug()
