@@ -29,6 +29,7 @@ MESSAGES = {
     "key_source_failed": "4c481d29ba874ab8bd38cd50f796a885",
     "swept": "d851e190cd2648039ceacb72031451c0",
     "version_made": "4684bb2c061b4bba8a2abd616e8ead9d",
+    "version_removed": "7d9d62ac4b4f4f6ab34a2bb6f8b0a1c5",
     "reminder": "21ce669715294c57896c9f19a187dd4a",
     "slept_unlocked": "c2cf488b45784c0e8a982cd3f87aa832",
 }

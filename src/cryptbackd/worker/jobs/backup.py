@@ -35,7 +35,7 @@ from ..release import release
 from ..remaining import tell, told
 from ..sources import plan, stage
 from ..sync import RSYNC, Job, Synced, sync
-from ..versions import VERSIONS, record, store
+from ..versions import VERSIONS, record, removal, store
 
 
 @attrs.frozen
@@ -156,6 +156,7 @@ def back_up(
         )
     else:
         record.tidy(directory)
+        removal.finish(directory, keeper, control)
     keeper.begin(last.path if last else None)
     last_tree = keeper.last_state()
     remembered = last.record if last else {}
@@ -213,6 +214,10 @@ def back_up(
     )
     keeper.keep(version.path)
     control.say(f"version {version.path.name} made.", "version_made")
+    if accept or not verdict:
+        # None may go before the newest is there for good.
+        tree.sync()
+        removal.thin([*found, version], entry.keep, keeper, control)
     return Kept(version, synced)
 
 

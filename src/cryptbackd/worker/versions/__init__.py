@@ -6,6 +6,7 @@ there whole or not at all.  Beside each version lies its record; see ``versions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +15,8 @@ from . import btrfs, hardlinks
 
 CURRENT = "current"
 VERSIONS = "versions"
+Interrupt = tuple[int, Callable[[], None]]
+"""See ``run.run``."""
 
 
 class Store(Protocol):
@@ -35,6 +38,12 @@ class Store(Protocol):
 
     def keep(self, version: Path) -> None:
         """Give the synced target the name *version*."""
+
+    def remove(self, tree: Path, interrupt: Interrupt) -> None:
+        """Delete the tree of what was a version; broken off, it can be begun again.
+
+        Raises ToolFailed, and what *interrupt* raises.
+        """
 
 
 def store(tree: Mounted) -> Store:

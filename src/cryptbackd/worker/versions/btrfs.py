@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 from ...errors import DriveFailed, ForgedDrive, ToolFailed
@@ -43,6 +44,10 @@ class BtrfsStore:
     def keep(self, version: Path) -> None:
         """Snapshot it; the name comes to be in one transaction."""
         _btrfs("snapshot", "-r", str(self.target), str(version))
+
+    def remove(self, tree: Path, interrupt: tuple[int, Callable[[], None]]) -> None:
+        """Delete the snapshot; the kernel frees its space afterwards, also after another mount."""
+        run([BTRFS, "subvolume", "delete", "--", str(tree)], deadline=600, interrupt=interrupt)
 
 
 def _btrfs(*arguments: str) -> None:

@@ -11,12 +11,16 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 from ...errors import DriveFailed, ForgedDrive, ToolFailed
 from ...run import run
 
 CP = "/usr/bin/cp"
+RM = "/usr/bin/rm"
+_DELETION = 6 * 3600.0
+"""Seconds; a million files on a slow drive take an hour."""
 _ASIDE = ".interrupted-"
 _MOST_LINK_DESTS = 18
 """rsync takes at most 20 ``--link-dest`` options."""
@@ -68,3 +72,8 @@ class HardLinkStore:
         self.target.rename(version)
         for path in self.target.parent.glob(f"{_ASIDE}*"):
             shutil.rmtree(path)
+
+    def remove(self, tree: Path, interrupt: tuple[int, Callable[[], None]]) -> None:
+        """Delete the tree: what other versions have links to stays."""
+        words = ["--recursive", "--force", "--one-file-system", "--", str(tree)]
+        run([RM, *words], deadline=_DELETION, interrupt=interrupt)
