@@ -448,9 +448,6 @@ def play(
         return change.sentence, os.read(outs[0], 4096) if outs else b""
 
 
-@pytest.mark.skipif(
-    not os.path.exists(keyslots.CRYPTENROLL), reason="Debian 13 has it in systemd-cryptsetup"
-)
 def test_a_recovery_key_is_handed_out_past_us_and_opens_the_drive(world: World) -> None:
     sentence, printed = play(world, "recovery-key", FIRST, None)
     assert sentence == "A recovery key was made."
