@@ -115,12 +115,8 @@ class Plan:
 )
 @click.option("--no-run", is_flag=True, help="Don't make the first backup now.")
 @click.option("--yes", is_flag=True, help="Don't ask; for scripts.")
-@click.option(
-    "--pbkdf-memory", type=click.IntRange(1), metavar="MIB", help="Memory that guessing costs."
-)
-@click.option(
-    "--pbkdf-iterations", type=click.IntRange(1), metavar="N", help="Time that guessing costs."
-)
+@output.pbkdf_memory_option
+@output.pbkdf_iterations_option
 @output.json_option
 def init(
     device: str,

@@ -104,3 +104,9 @@ def exit_code(result: Values) -> int:
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+pbkdf_memory_option = click.option(
+    "--pbkdf-memory", type=click.IntRange(1), metavar="MIB", help="Memory that guessing costs."
+)
+pbkdf_iterations_option = click.option(
+    "--pbkdf-iterations", type=click.IntRange(1), metavar="N", help="Time that guessing costs."
+)

@@ -80,12 +80,8 @@ _fd = click.IntRange(0)
 @click.option("--pin", is_flag=True, help="The token asks for a PIN at each plug.")
 @click.option("--pin-fd", type=_fd, metavar="N", help="Read this PIN from a descriptor.")
 @click.option("--yes", is_flag=True, help="Don't ask; for scripts.")
-@click.option(
-    "--pbkdf-memory", type=click.IntRange(1), metavar="MIB", help="Memory that guessing costs."
-)
-@click.option(
-    "--pbkdf-iterations", type=click.IntRange(1), metavar="N", help="Time that guessing costs."
-)
+@output.pbkdf_memory_option
+@output.pbkdf_iterations_option
 @output.json_option
 def passphrase(
     name: str,
