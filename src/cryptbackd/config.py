@@ -58,7 +58,7 @@ class Backup:
 
 @attrs.frozen
 class Keep:
-    """``[keep]``: how many versions stay."""
+    """``[keep]``: how many versions stay; all of them 0: no rules.  See ``versions.retention``."""
 
     last: Count = Count(0)
     hourly: Count = Count(0)
