@@ -284,7 +284,6 @@ def parse(text: str, where: str) -> Entry:
 def without_effect(entry: Entry) -> tuple[str, ...]:
     """The keys of *entry* that are accepted, but that this version doesn't act upon."""
     asked = {
-        "keep": entry.keep != Keep(),
         "verify": entry.verify != Verify(),
     }
     return tuple(key for key, is_asked in asked.items() if is_asked)

@@ -41,6 +41,8 @@ class Phase(StrEnum):
     SYNCING = "syncing"
     KEEPING = "keeping"
     """A version is being made of what was synced."""
+    REMOVING = "removing"
+    """Versions that are not to stay are being removed."""
     LOCKING = "locking"
     """Data is flushed, everything is unmounted and closed."""
     PROVING = "proving"

@@ -27,6 +27,9 @@ ENVIRONMENT: Mapping[str, str] = {
     "HOME": "/nonexistent",
 }
 
+Interrupt = tuple[int, Callable[[], None]]
+"""A descriptor to watch while a program runs, and what to call when it can be read."""
+
 Stdin = int | bytes | None
 """A descriptor, the bytes to feed, or nothing (``/dev/null``)."""
 
@@ -99,7 +102,7 @@ def run(
     environment: Mapping[str, str] | None = None,
     deadline: float = 60.0,
     ok: Sequence[int] | None = (0,),
-    interrupt: tuple[int, Callable[[], None]] | None = None,
+    interrupt: Interrupt | None = None,
 ) -> Ended:
     """Run a program to its end and return what it said.
 
@@ -133,7 +136,7 @@ class Child:
     def read(
         self,
         deadline: float | None = None,
-        interrupt: tuple[int, Callable[[], None]] | None = None,
+        interrupt: Interrupt | None = None,
         tick: tuple[float, Callable[[], None]] | None = None,
     ) -> Iterator[tuple[str, bytes]]:
         """Yield ``("out"|"err", bytes)`` until both streams are closed.

@@ -40,6 +40,12 @@ def test_a_good_entry() -> None:
     assert entry.after.power_off is False
 
 
+def test_no_rules_to_keep_by_are_the_same_as_none_at_all() -> None:
+    without = config.parse(GOOD.replace("[keep]\nlast = 3\ndaily = 7\n", ""), "f").keep
+    assert config.parse(GOOD.replace("last = 3\ndaily = 7\n", ""), "f").keep == without
+    assert config.parse(GOOD.replace("= 3", "= 0").replace("= 7", "= 0"), "f").keep == without
+
+
 def test_without_a_container_the_partition_is_meant() -> None:
     entry = config.parse('uuid = "x1"\n[backup]\ninclude = ["/etc"]\n', "f")
     assert entry.container is None
@@ -52,6 +58,8 @@ def test_without_a_container_the_partition_is_meant() -> None:
         (("last = 3", 'last = "3"'), "keep.last", 'found "3", wanted a whole number'),
         (("last = 3", "last = true"), "keep.last", "wanted a whole number"),
         (("last = 3", "last = -1"), "keep.last", "found -1"),
+        (("last = 3", "last = 1.0"), "keep.last", "found 1.0"),
+        (("daily = 7", "fortnightly = 1"), "keep.fortnightly", "hourly, daily, weekly, monthly"),
         (('uuid = "1A2B-3C4D"', ""), "uuid", "it is missing"),
         (('uuid = "1A2B-3C4D"', 'uuid = "../x"'), "uuid", "filesystem UUID"),
         (('"backup.luks"', '"../backup.luks"'), "container", "without"),

@@ -29,6 +29,7 @@ MESSAGES = {
     "key_source_failed": "4c481d29ba874ab8bd38cd50f796a885",
     "swept": "d851e190cd2648039ceacb72031451c0",
     "version_made": "4684bb2c061b4bba8a2abd616e8ead9d",
+    "version_removed": "dc21daf7fafd4d718a3d81c05c57ec2d",
     "reminder": "21ce669715294c57896c9f19a187dd4a",
     "slept_unlocked": "c2cf488b45784c0e8a982cd3f87aa832",
 }

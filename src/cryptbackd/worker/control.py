@@ -16,6 +16,7 @@ from collections.abc import Callable
 from .. import protocol
 from ..errors import Cancelled, CryptbackError, WrongPassphrase
 from ..model import Outcome, Phase, Progress, RunResult, StopReason
+from ..run import Interrupt
 from ..text import printable
 
 PROGRESS_EVERY = 0.25
@@ -108,7 +109,7 @@ class Control:
             raise Cancelled(_STOPPED[self._stop])
 
     @property
-    def interrupt(self) -> tuple[int, Callable[[], None]]:
+    def interrupt(self) -> Interrupt:
         """For ``run``: what to watch while a program runs, and what to do then."""
         return self._sock.fileno(), self.check
 

@@ -35,7 +35,7 @@ from ..release import release
 from ..remaining import tell, told
 from ..sources import plan, stage
 from ..sync import RSYNC, Job, Synced, sync
-from ..versions import VERSIONS, record, store
+from ..versions import VERSIONS, record, removal, store
 
 
 @attrs.frozen
@@ -160,6 +160,7 @@ def back_up(
         )
     else:
         record.tidy(directory)
+        removal.finish(keeper, directory, control)
     keeper.begin(last.path if last else None)
     last_tree = keeper.last_state()
     remembered = last.record if last else {}
@@ -213,10 +214,13 @@ def back_up(
             "warnings": control.warnings,
             "programs": _programs(),
             "entry": toml,
+            "ledger": attrs.asdict(ledger) if ledger else None,
         },
     )
     keeper.keep(version.path)
     control.say(f"version {version.path.name} made.", "version_made")
+    if accept or not verdict:
+        removal.by_rules(keeper, tree, entry.keep, control)
     return Kept(version, synced)
 
 

@@ -6,9 +6,13 @@ there whole or not at all.  Beside each version lies its record; see ``versions.
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 from typing import Protocol
 
+from ...errors import ForgedDrive
+from ...run import Interrupt
 from ..layers.mounted import Mounted
 from . import btrfs, hardlinks
 
@@ -36,12 +40,20 @@ class Store(Protocol):
     def keep(self, version: Path) -> None:
         """Give the synced target the name *version*."""
 
+    def remove(self, tree: Path, interrupt: Interrupt) -> None:
+        """Remove a tree that is no version any more; stopped in between, it can be repeated.
+
+        Raises DriveFailed, and what *interrupt* raises.
+        """
+
 
 def store(tree: Mounted) -> Store:
     """The store in the mounted container."""
     versions = tree.path / VERSIONS
-    if not versions.is_symlink():
-        versions.mkdir(mode=0o700, exist_ok=True)
+    if not os.path.lexists(versions):
+        versions.mkdir(mode=0o700)
+    if not stat.S_ISDIR(os.lstat(versions).st_mode):
+        raise ForgedDrive('"versions" in the container is not a directory.')
     current = tree.path / CURRENT
     if tree.fstype == "btrfs":
         return btrfs.BtrfsStore(current)

@@ -7,7 +7,8 @@ import stat
 from pathlib import Path
 
 from ...errors import DriveFailed, ForgedDrive, ToolFailed
-from ...run import run
+from ...run import Interrupt, run
+from .tree import remove_tree
 
 BTRFS = "/usr/bin/btrfs"
 _SUBVOLUME_INODE = 256
@@ -29,8 +30,7 @@ class BtrfsStore:
                 _btrfs("create", str(self.target))
             else:
                 _btrfs("snapshot", str(last), str(self.target))
-        status = os.lstat(self.target)
-        if not stat.S_ISDIR(status.st_mode) or status.st_ino != _SUBVOLUME_INODE:
+        if not _is_subvolume(self.target):
             raise ForgedDrive('"current" in the container is not the subvolume that it was.')
 
     def last_state(self) -> Path | None:
@@ -43,6 +43,21 @@ class BtrfsStore:
     def keep(self, version: Path) -> None:
         """Snapshot it; the name comes to be in one transaction."""
         _btrfs("snapshot", "-r", str(self.target), str(version))
+
+    def remove(self, tree: Path, interrupt: Interrupt) -> None:
+        """Delete the snapshot, in one transaction; the kernel frees its space by and by."""
+        if not _is_subvolume(tree):
+            remove_tree(tree, interrupt)  # somebody copied it here
+            return
+        try:
+            run([BTRFS, "subvolume", "delete", str(tree)], deadline=600, interrupt=interrupt)
+        except ToolFailed as exc:
+            raise DriveFailed(f"A subvolume could not be deleted: {exc.sentence}") from exc
+
+
+def _is_subvolume(path: Path) -> bool:
+    status = os.lstat(path)
+    return stat.S_ISDIR(status.st_mode) and status.st_ino == _SUBVOLUME_INODE
 
 
 def _btrfs(*arguments: str) -> None:

@@ -14,7 +14,8 @@ import stat
 from pathlib import Path
 
 from ...errors import DriveFailed, ForgedDrive, ToolFailed
-from ...run import run
+from ...run import Interrupt, run
+from .tree import remove_tree
 
 CP = "/usr/bin/cp"
 _ASIDE = ".interrupted-"
@@ -68,3 +69,7 @@ class HardLinkStore:
         self.target.rename(version)
         for path in self.target.parent.glob(f"{_ASIDE}*"):
             shutil.rmtree(path)
+
+    def remove(self, tree: Path, interrupt: Interrupt) -> None:
+        """Remove its names; files that other versions have stay in those."""
+        remove_tree(tree, interrupt)

@@ -21,6 +21,7 @@ import attrs
 
 from ...model import LedgerEntry
 from ...text import printable
+from .retention import Dated
 
 FORMAT = 1
 _LARGEST = 16 << 20
@@ -39,6 +40,12 @@ class Version:
     def sequence(self) -> int:
         """Its place in the order of versions, from 1."""
         return int(self.record["sequence"])
+
+    @property
+    def dated(self) -> Dated:
+        """What the rules of ``[keep]`` go by."""
+        finished = self.record.get("finished")
+        return Dated(self.sequence, self.path.name, finished if type(finished) is int else -1)
 
     @property
     def ledger(self) -> LedgerEntry:
@@ -72,7 +79,8 @@ def judge(found: list[Version], ledger: LedgerEntry | None) -> str:
     """What is wrong with the drive by the ledger, as a sentence; "" for nothing.
 
     A drive with versions beyond the ledger is one whose last run ended without being
-    recorded: fine as long as the ledger's own version is among them, unchanged.
+    recorded: fine as long as the ledger's own version is among them, unchanged, or one of them
+    was made by a computer that remembered just this: then that run let the ledger's version go.
     """
     if ledger is None:
         return ""
@@ -86,6 +94,8 @@ def judge(found: list[Version], ledger: LedgerEntry | None) -> str:
         )
     newest = found[-1] if found else None
     if newest is not None and newest.sequence > ledger.sequence:
+        if any(version.record.get("ledger") == attrs.asdict(ledger) for version in found):
+            return ""
         return (
             f"The version {ledger.version} that this computer made last is not on it any more,"
             " though newer ones are."

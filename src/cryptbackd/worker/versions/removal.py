@@ -1,0 +1,90 @@
+"""Versions that are let go.
+
+One is first renamed to what is no version's name; from then on it is none.  It stays in its
+directory, which a read-only snapshot can't be moved out of.  Then its record is removed, and
+then its tree.  What an interruption leaves of these is removed by the next run.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from ...config import Keep
+from ...errors import Cancelled, DriveFailed
+from ...model import Phase
+from ...text import printable
+from ..control import Control
+from ..layers.mounted import Mounted
+from . import VERSIONS, Store, record
+from .retention import Plan, plan
+
+_REMOVED = ".removed-"
+
+
+def finish(keeper: Store, directory: Path, control: Control) -> None:
+    """Remove what earlier runs left of versions that they let go.
+
+    What can't be removed is warned about.  Raises Cancelled.
+    """
+    left = sorted(directory.glob(f"{_REMOVED}*"))
+    if left:
+        control.phase(Phase.REMOVING)
+    for tree in left:
+        control.check()
+        try:
+            keeper.remove(tree, control.interrupt)
+        except DriveFailed as exc:
+            _warn(tree.name.removeprefix(_REMOVED), exc, control)
+
+
+def let_go(keeper: Store, directory: Path, name: str, why: str, control: Control) -> None:
+    """Remove the version *name*; *why* ends the sentence that is said.
+
+    Raises DriveFailed, OSError and Cancelled.
+    """
+    tree = (directory / name).rename(directory / f"{_REMOVED}{name}")
+    control.say(f"version {printable(name, 40)} removed: {why}.", "version_removed")
+    (directory / f"{name}.json").unlink()
+    keeper.remove(tree, control.interrupt)
+
+
+def by_rules(keeper: Store, tree: Mounted, keep: Keep, control: Control) -> None:
+    """Let the versions go that no rule of *keep* holds, after a new one was made.
+
+    That one is on the drive before they go.  The run has done its work: when it is to stop,
+    or one can't be removed, the rest is left to the next one.  Raises DriveFailed only when
+    what was written did not reach the drive.
+    """
+    directory = tree.path / VERSIONS
+    goes = _plan(directory, keep).goes
+    if not goes:
+        return
+    control.phase(Phase.REMOVING)
+    tree.sync()
+    for version in goes:
+        try:
+            control.check()
+            let_go(keeper, directory, version.name, "no rule of [keep] holds it", control)
+        except Cancelled:
+            return
+        except (DriveFailed, OSError) as exc:
+            _warn(version.name, exc, control)
+            return
+
+
+def _plan(directory: Path, keep: Keep) -> Plan:
+    """What may go of the versions that were made here: a copy of one is somebody else's."""
+    made_here = (
+        version.dated
+        for version in record.versions(directory)
+        if version.record.get("version") == version.path.name
+    )
+    return plan(made_here, keep, int(time.time()))
+
+
+def _warn(name: str, error: DriveFailed | OSError, control: Control) -> None:
+    fault = error.sentence if isinstance(error, DriveFailed) else f"{error.strerror}."
+    control.warn(
+        f"version {printable(name, 40)} could not be removed; the next run tries again. {fault}"
+    )

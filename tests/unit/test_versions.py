@@ -1,0 +1,193 @@
+"""Versions on a filesystem without snapshots: what the ledger says of them, and how they go."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+import pytest
+
+from cryptbackd import protocol
+from cryptbackd.config import Count, Keep
+from cryptbackd.errors import ForgedDrive
+from cryptbackd.model import LedgerEntry, StopReason
+from cryptbackd.worker.control import Control
+from cryptbackd.worker.layers.mounted import Mounted
+from cryptbackd.worker.versions import VERSIONS, record, removal, store
+from cryptbackd.worker.versions.hardlinks import HardLinkStore
+
+DAY = 86_400
+
+
+class Daemon:
+    """The other end of a worker's conversation."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        sock.setblocking(False)
+
+    def told(self) -> list[str]:
+        """What the worker said and warned of since the last call, and its phases."""
+        found: list[str] = []
+        while True:
+            try:
+                received = protocol.receive(self._sock)
+            except BlockingIOError:
+                return found
+            assert received is not None
+            match received[0]:
+                case protocol.Said(text) | protocol.Warned(text):
+                    found.append(text)
+                case protocol.PhaseChanged(phase):
+                    found.append(f"({phase})")
+
+    def stop(self) -> None:
+        protocol.send(self._sock, protocol.Stop(StopReason.EJECT))
+
+
+@attrs.frozen
+class Container:
+    """A container's tree, with versions of hard links."""
+
+    tree: Mounted
+    control: Control
+    daemon: Daemon
+
+    @property
+    def directory(self) -> Path:
+        return self.tree.path / VERSIONS
+
+    @property
+    def keeper(self) -> HardLinkStore:
+        kept = store(self.tree)
+        assert isinstance(kept, HardLinkStore)
+        return kept
+
+    def make(self, sequence: int, ledger: LedgerEntry | None = None) -> record.Version:
+        """A version with a file that all have, and one of its own."""
+        fields = {
+            "sequence": sequence,
+            "finished": 1_700_000_000 + sequence * DAY,
+            "ledger": attrs.asdict(ledger) if ledger else None,
+        }
+        version = record.write(self.directory, f"v{sequence}", fields)
+        version.path.mkdir()
+        (version.path / "own").write_text(str(sequence))
+        (version.path / "etc").symlink_to("/etc")
+        common = self.directory / f"v{sequence - 1}" / "common"
+        if common.exists():
+            (version.path / "common").hardlink_to(common)
+        else:
+            (version.path / "common").write_text("of all")
+        return version
+
+    def names(self) -> list[str]:
+        return sorted(os.listdir(self.directory))
+
+    def by_rules(self, last: int) -> list[str]:
+        """Apply the rules, and what was told of it."""
+        removal.by_rules(self.keeper, self.tree, Keep(last=Count(last)), self.control)
+        return self.daemon.told()
+
+
+@pytest.fixture
+def container(tmp_path: Path) -> Iterator[Container]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    with ours, theirs:
+        found = Container(
+            Mounted(tmp_path, fd, "ext4", "The filesystem"), Control(ours), Daemon(theirs)
+        )
+        assert found.keeper.target == tmp_path / "current"
+        yield found
+    os.close(fd)
+
+
+def test_what_no_rule_holds_goes_oldest_first_and_is_told(container: Container) -> None:
+    for sequence in range(1, 5):
+        container.make(sequence)
+    assert container.by_rules(2) == [
+        "(removing)",
+        "version v1 removed: no rule of [keep] holds it.",
+        "version v2 removed: no rule of [keep] holds it.",
+    ]
+    assert container.names() == ["v3", "v3.json", "v4", "v4.json"]
+    assert (container.directory / "v3" / "common").read_text() == "of all"
+    assert os.stat(container.directory / "v3" / "common").st_nlink == 2
+    assert Path("/etc/passwd").exists()
+    assert container.by_rules(2) == []
+
+
+def test_without_rules_nothing_goes(container: Container) -> None:
+    container.make(1)
+    container.make(2)
+    assert container.by_rules(0) == []
+    assert container.names() == ["v1", "v1.json", "v2", "v2.json"]
+
+
+def test_what_has_no_record_or_one_of_another_version_stays(container: Container) -> None:
+    for sequence in (1, 2, 3):
+        container.make(sequence)
+    (container.directory / "v1.json").unlink()
+    (container.directory / "copy").mkdir()
+    (container.directory / "copy.json").write_bytes((container.directory / "v2.json").read_bytes())
+    assert container.by_rules(1)[1:] == ["version v2 removed: no rule of [keep] holds it."]
+    assert container.names() == ["copy", "copy.json", "v1", "v3", "v3.json"]
+
+
+def test_a_removal_that_was_interrupted_is_finished(container: Container) -> None:
+    container.make(1)
+    container.make(2)
+    (container.directory / "v1").rename(container.directory / ".removed-v1")
+    assert [version.sequence for version in record.versions(container.directory)] == [2]
+    record.tidy(container.directory)
+    removal.finish(container.keeper, container.directory, container.control)
+    assert container.names() == ["v2", "v2.json"]
+    assert container.daemon.told() == ["(removing)"]
+    removal.finish(container.keeper, container.directory, container.control)
+    assert container.daemon.told() == []
+
+
+def test_when_it_is_to_stop_the_rest_is_left_to_the_next_run(container: Container) -> None:
+    for sequence in (1, 2, 3):
+        container.make(sequence)
+    container.daemon.stop()
+    assert container.by_rules(1) == ["(removing)"]
+    assert len(container.names()) == 6
+
+
+def test_what_cannot_be_removed_is_a_warning(container: Container) -> None:
+    for sequence in (1, 2, 3):
+        container.make(sequence)
+    in_the_way = container.directory / ".removed-v1" / "something"
+    in_the_way.mkdir(parents=True)
+    assert container.by_rules(1)[1:] == [
+        "version v1 could not be removed; the next run tries again. Directory not empty."
+    ]
+    assert len(container.names()) == 7
+    assert len(container.control.warnings) == 1
+
+
+def test_versions_that_are_no_directory_are_refused(tmp_path: Path) -> None:
+    (tmp_path / VERSIONS).symlink_to("/etc")
+    with pytest.raises(ForgedDrive):
+        store(Mounted(tmp_path, -1, "ext4", "The filesystem"))
+
+
+def test_the_ledgers_version_may_have_been_let_go_by_a_run_that_was_not_recorded(
+    container: Container,
+) -> None:
+    first = container.make(1)
+    made = container.make(2, first.ledger)
+    other = container.make(3, made.ledger)
+    everything = record.versions(container.directory)
+    assert record.judge(everything, first.ledger) == ""
+    assert record.judge([made], first.ledger) == ""
+    assert record.judge([made, other], first.ledger) == ""
+    assert "is not on it any more" in record.judge([other], first.ledger)
+    altered = attrs.evolve(first.ledger, nonce="other")
+    assert "is not on it any more" in record.judge([made], altered)
+    assert "older than this computer remembers" in record.judge([first], made.ledger)
