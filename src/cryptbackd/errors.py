@@ -81,6 +81,9 @@ class ForgedDrive(CryptbackError):
 class DriveFull(CryptbackError):
     """No room left, inside the container or on the drive around it."""
 
+    missing = 0
+    """Bytes that were still to be copied, by the sources' sizes; 0: not known."""
+
 
 class DriveFailed(CryptbackError):
     """The drive, or a filesystem on it, gave an error: what was written can't be trusted."""

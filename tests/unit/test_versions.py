@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 
 from cryptbackd import protocol
 from cryptbackd.config import Count, Keep
-from cryptbackd.errors import ForgedDrive
+from cryptbackd.errors import Cancelled, ForgedDrive
 from cryptbackd.model import LedgerEntry, StopReason
 from cryptbackd.worker.control import Control
 from cryptbackd.worker.layers.mounted import Mounted
@@ -169,6 +170,38 @@ def test_what_cannot_be_removed_is_a_warning(container: Container) -> None:
     ]
     assert len(container.names()) == 7
     assert len(container.control.warnings) == 1
+
+
+def test_for_room_the_oldest_go_that_no_rule_holds_and_never_the_newest(
+    container: Container, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for sequence in range(1, 7):
+        container.make(sequence)
+
+    def make_room(bytes_each: int, inodes_each: int, last: int = 0) -> list[str]:
+        """What goes when each version gives back so much, by what is told."""
+        gone = itertools.count()
+        room = ((number * bytes_each, number * inodes_each) for number in gone)
+        monkeypatch.setattr(removal, "_room", lambda _tree: next(room))
+        rules = Keep(last=Count(last))
+        went = removal.make_room(container.keeper, container.tree, rules, container.control)
+        told = container.daemon.told()
+        assert went == bool(told)
+        return told
+
+    why = "removed: the container is full, and no rule of [keep] holds it."
+    assert make_room(1 << 20, 0, last=6) == []
+    assert make_room(1 << 20, 0, last=5) == ["(removing)", f"version v1 {why}"]
+    assert make_room(1 << 20, 1) == ["(removing)", f"version v2 {why}"]
+    assert make_room(4096, 100) == ["(removing)", f"version v3 {why}"]
+    assert make_room(4096, 1) == ["(removing)", f"version v4 {why}", f"version v5 {why}"]
+    assert container.names() == ["v6", "v6.json"]
+    assert make_room(4096, 1) == []
+    container.make(7)
+    container.daemon.stop()
+    with pytest.raises(Cancelled):
+        make_room(4096, 1)
+    assert len(container.names()) == 4
 
 
 def test_versions_that_are_no_directory_are_refused(tmp_path: Path) -> None:

@@ -37,6 +37,50 @@ def test_full_container_is_told_and_keeps_what_it_has(
     assert len(first_is_whole(vm, files)) == 2
 
 
+def test_full_container_lets_the_oldest_version_go_but_none_that_is_to_stay(vm: Machine) -> None:
+    credential(vm, "home")
+    stick = vm.stick("main", size=112 * MIB, fs="ext4")
+    stick.plug()
+
+    def new_file(megabytes: int) -> None:
+        vm.run(f"head -c {megabytes}M /dev/urandom > /home/me/big && chown -R me: /home/me")
+
+    new_file(11)  # of some 39 that there are: three have room
+    init(vm, stick.partition, "home", "--size", "64M", "--filesystem", "ext4")
+    for _ in range(2):
+        new_file(11)
+        vm.run(["cryptback", "run", "home"], timeout=120)
+    with opened(vm) as container:
+        first, second, third = container.versions()
+        files = {name: container.listing(name) for name in (second, third)}
+
+    new_file(11)
+    since = now(vm)
+    vm.run(["cryptback", "run", "home"], timeout=120)
+    removed = vm.journal(since=since, MESSAGE_ID="dc21daf7fafd4d718a3d81c05c57ec2d")
+    assert [entry["MESSAGE"] for entry in removed] == [
+        f"home: version {first} removed: the container is full, and no rule of [keep] holds it."
+    ]
+    with opened(vm) as container:
+        *names, fourth = container.versions()
+        assert names == [second, third]
+        files[fourth] = container.listing(fourth)
+        assert files[fourth] == listing(vm, "/home/me")
+        assert {name: container.listing(name) for name in files} == files
+
+    vm.push(ENTRY, vm.pull(ENTRY).decode() + "\n[keep]\nlast = 3\n", 0o600)
+    new_file(20)
+    since = now(vm)
+    vm.run(["cryptback", "run", "home"], check=False, timeout=120)
+    tells(
+        vm, r"There is no room left in the container\. About \S+ MiB more are needed\.", since=since
+    )
+    with opened(vm) as container:
+        assert {name: container.listing(name) for name in container.versions()} == files
+    new_file(1)
+    succeeds_next(vm)
+
+
 def test_container_cut_short_is_told(enrolled: Machine) -> None:
     vm = enrolled
     vm.expect_journal("^cryptbackd: home: failed: ")

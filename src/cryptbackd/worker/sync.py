@@ -45,7 +45,7 @@ and rsync would remove them as no part of the source: the ACLs would go.  ``syst
 rsync leaves out by itself only while there is no such filter.
 """
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT)
 _BROKEN = (errno.EIO, errno.EROFS, errno.ENODEV, errno.ENXIO, errno.EUCLEAN, errno.ENOMEDIUM)
 _PARTIAL, _VANISHED = 23, 24
 _ABORTED_BY_ERROR = 11
@@ -89,6 +89,8 @@ class Job:
     delete: bool = True
     contents: bool = False
     """Compare files by content, not by size and time: reads both sides in full."""
+    named: set[str] = attrs.field(factory=set)
+    """Files that were warned of already, if this is not the first try."""
 
 
 def literal(path: str) -> str:
@@ -148,7 +150,8 @@ def sync(job: Job, control: Control) -> Synced:
     """Bring the target up to date with the staged sources.
 
     Files that can't be read, vanish or change meanwhile are warned about; the rest is
-    copied.  Raises DriveFull, DriveFailed, ToolFailed and Cancelled.
+    copied.  Raises DriveFull, DriveFailed, ToolFailed and Cancelled, and OSError when there
+    is not even room for a directory.
     """
     temporary = job.target / TEMPORARY
     shutil.rmtree(temporary, ignore_errors=True)
@@ -156,7 +159,13 @@ def sync(job: Job, control: Control) -> Synced:
     control.phase(Phase.COMPARING)
     total = _Rsync(job, control, dry=True).compare()
     control.phase(Phase.SYNCING)
-    synced = _Rsync(job, control, dry=False).copy(total)
+    copy = _Rsync(job, control, dry=False)
+    try:
+        synced = copy.copy(total)
+    except DriveFull as exc:
+        shutil.rmtree(temporary, ignore_errors=True)
+        exc.missing = max(0, total - copy.synced.changed_bytes)
+        raise
     control.check()
     shutil.rmtree(temporary)
     return synced
@@ -170,11 +179,10 @@ class _Rsync:
         self._control = control
         self._dry = dry
         self._total = 0
-        self._synced = Synced()
+        self.synced = Synced()
         self._meter: Meter | None = None
         self._fatal: CryptbackError | None = None
         self._warned = 0
-        self._named: set[str] = set()
         self._received = b""
         self._last_words = ""
 
@@ -187,7 +195,7 @@ class _Rsync:
         """Copy; *total* bytes are expected."""
         self._meter = Meter(self._control, total)
         self._run()
-        return self._synced
+        return self.synced
 
     def _run(self) -> None:
         try:
@@ -227,11 +235,11 @@ class _Rsync:
         elif match := _STATISTIC.match(line):
             number = int(match[2])
             if match[1] == "Number of files":
-                self._synced.files = number
+                self.synced.files = number
             elif match[1] == "Total file size":
-                self._synced.size = number
+                self.synced.size = number
             else:
-                self._synced.deleted = number
+                self.synced.deleted = number
 
     def _item(self, line: bytes) -> None:
         change, _space, rest = line.partition(b" ")
@@ -242,7 +250,7 @@ class _Rsync:
             return
         _checksum, _space, name = rest.lstrip().partition(b" ")
         path = _OCTAL.sub(lambda match: bytes([int(match[1], 8)]), name)
-        self._synced.changed_files += 1
+        self.synced.changed_files += 1
         self._check_unchanged()
         self._received = path
 
@@ -259,7 +267,7 @@ class _Rsync:
             source = os.lstat(os.path.join(os.fsencode(self._job.stage), path))
         except FileNotFoundError:
             return
-        self._synced.changed_bytes += copy.st_size
+        self.synced.changed_bytes += copy.st_size
         if (copy.st_size, copy.st_mtime_ns) != (source.st_size, source.st_mtime_ns):
             self._warn_of(b"/" + path, "changed while it was read.")
 
@@ -283,12 +291,8 @@ class _Rsync:
                 self._warn_of(_at_home(match["path"]), f"could not be read: {why}.")
             else:
                 self._warn(f"{printable(match['what'].strip())} could not be read: {why}.")
-        elif number in _FULL:
-            self._fatal = DriveFull(
-                "There is no room left in the container.",
-                "The versions before are whole. Make room (remove sources, or enrol a bigger"
-                " container).",
-            )
+        elif number in FULL:
+            self._fatal = DriveFull("There is no room left in the container.")
         elif number in _BROKEN:
             self._fatal = DriveFailed(
                 f"The drive failed while it was written to: {why}.",
@@ -301,8 +305,8 @@ class _Rsync:
     def _warn_of(self, path: str | bytes, what: str) -> None:
         """Warn of a file, once: rsync tries twice, and then says that it left it out."""
         name = escaped(path)
-        if name not in self._named:
-            self._named.add(name)
+        if name not in self._job.named:
+            self._job.named.add(name)
             self._warn(f"{name} {what}")
 
     def _warn(self, sentence: str) -> None:

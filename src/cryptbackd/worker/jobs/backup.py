@@ -18,10 +18,10 @@ import attrs
 
 from ... import __version__, protocol
 from ...config import Entry, parse
-from ...errors import CryptbackError, DriveFailed, Refused
+from ...errors import CryptbackError, DriveFailed, DriveFull, Refused
 from ...model import Device, LedgerEntry, Outcome, Phase, RunResult
 from ...run import run
-from ...text import printable
+from ...text import printable, size
 from .. import header as headers
 from .. import own_header, workspace
 from ..control import Control
@@ -34,7 +34,7 @@ from ..layers.outer import container, outer
 from ..release import release
 from ..remaining import tell, told
 from ..sources import plan, stage
-from ..sync import RSYNC, Job, Synced, sync
+from ..sync import FULL, RSYNC, Job, Synced, sync
 from ..versions import VERSIONS, record, removal, store
 
 
@@ -180,29 +180,26 @@ def back_up(
         )
     staged = place / "sources"
     stage(chosen, staged, last_tree)
-    for source in chosen.kept:
-        keeper.retain(source.path)
-    synced = sync(
-        Job(
-            stage=staged,
-            target=keeper.target,
-            exclude=entry.backup.exclude,
-            keep=tuple(source.path for source in chosen.kept),
-            link_dest=keeper.link_dest,
-            delete=accept or not verdict,
-            contents=contents,
-        ),
-        control,
+    job = Job(
+        stage=staged,
+        target=keeper.target,
+        exclude=entry.backup.exclude,
+        keep=tuple(source.path for source in chosen.kept),
+        delete=accept or not verdict,
+        contents=contents,
     )
-    control.phase(Phase.KEEPING)
-    tell(control)
-    # The version must not have its name before its data is on the drive.
-    tree.sync()
-    control.check()
-    version = record.write(
-        directory,
-        record.fresh_name(directory),
-        {
+
+    def make_ready() -> Kept:
+        """Sync, and write the record of what is to become a version."""
+        for source in chosen.kept:
+            keeper.retain(source.path)
+        synced = sync(attrs.evolve(job, link_dest=keeper.link_dest), control)
+        control.phase(Phase.KEEPING)
+        tell(control)
+        # The version must not have its name before its data is on the drive.
+        tree.sync()
+        control.check()
+        fields = {
             "sequence": 1 + max(last.sequence if last else 0, ledger.sequence if ledger else 0),
             "entry_name": name,
             "started": started,
@@ -215,13 +212,45 @@ def back_up(
             "programs": _programs(),
             "entry": toml,
             "ledger": attrs.asdict(ledger) if ledger else None,
-        },
-    )
-    keeper.keep(version.path)
-    control.say(f"version {version.path.name} made.", "version_made")
+        }
+        return Kept(record.write(directory, record.fresh_name(directory), fields), synced)
+
+    while True:
+        try:
+            with _full_is_told():
+                kept = make_ready()
+            break
+        except DriveFull as full:
+            if not job.delete or not removal.make_room(keeper, tree, entry.keep, control):
+                raise _too_small(full, tree) from full
+            keeper.begin(last.path if last else None)
+    keeper.keep(kept.version.path)
+    control.say(f"version {kept.version.path.name} made.", "version_made")
     if accept or not verdict:
         removal.by_rules(keeper, tree, entry.keep, control)
-    return Kept(version, synced)
+    return kept
+
+
+@contextmanager
+def _full_is_told() -> Iterator[None]:
+    """What the kernel says of a full filesystem, as DriveFull."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno not in FULL:
+            raise
+        raise DriveFull("There is no room left in the container.") from exc
+
+
+def _too_small(full: DriveFull, tree: Mounted) -> DriveFull:
+    """The end of a run for which no more room can be made."""
+    missing = full.missing - tree.free()
+    needed = f" About {size(missing)} more are needed." if missing > 0 else ""
+    return DriveFull(
+        f"There is no room left in the container.{needed}",
+        "The versions before are whole. Leave sources out, have [keep] hold fewer versions, or"
+        " enrol a bigger container (`cryptback init`, `--size`).",
+    )
 
 
 def _texts(value: object) -> dict[str, str]:

@@ -40,8 +40,17 @@ class Store(Protocol):
     def keep(self, version: Path) -> None:
         """Give the synced target the name *version*."""
 
+    def removes_at_once(self, tree: Path) -> bool:
+        """Whether :meth:`remove` takes away *tree* as a whole, in one step."""
+
     def remove(self, tree: Path, interrupt: Interrupt) -> None:
         """Remove a tree that is no version any more; stopped in between, it can be repeated.
+
+        Raises DriveFailed, and what *interrupt* raises.
+        """
+
+    def reclaim(self, interrupt: Interrupt) -> None:
+        """Wait until the room of what was removed can be used.
 
         Raises DriveFailed, and what *interrupt* raises.
         """

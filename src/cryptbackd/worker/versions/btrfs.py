@@ -44,15 +44,28 @@ class BtrfsStore:
         """Snapshot it; the name comes to be in one transaction."""
         _btrfs("snapshot", "-r", str(self.target), str(version))
 
+    def removes_at_once(self, tree: Path) -> bool:
+        """A snapshot goes in one transaction, for which there is room when there is no other."""
+        return _is_subvolume(tree)
+
     def remove(self, tree: Path, interrupt: Interrupt) -> None:
-        """Delete the snapshot, in one transaction; the kernel frees its space by and by."""
+        """Delete the snapshot; the kernel makes its room free by and by."""
         if not _is_subvolume(tree):
             remove_tree(tree, interrupt)  # somebody copied it here
             return
         try:
-            run([BTRFS, "subvolume", "delete", str(tree)], deadline=600, interrupt=interrupt)
+            run([BTRFS, "subvolume", "delete", str(tree)], deadline=600)
         except ToolFailed as exc:
             raise DriveFailed(f"A subvolume could not be deleted: {exc.sentence}") from exc
+
+    def reclaim(self, interrupt: Interrupt) -> None:
+        """The first commit wakes the cleaner, the second makes free what it released."""
+        root = str(self.target.parent)
+        try:
+            for what in ("filesystem", "subvolume", "filesystem"):
+                run([BTRFS, what, "sync", root], deadline=3600, interrupt=interrupt)
+        except ToolFailed as exc:
+            raise DriveFailed(f"Room could not be made: {exc.sentence}") from exc
 
 
 def _is_subvolume(path: Path) -> bool:

@@ -13,6 +13,7 @@ import shutil
 import stat
 from pathlib import Path
 
+from ... import kernel
 from ...errors import DriveFailed, ForgedDrive, ToolFailed
 from ...run import Interrupt, run
 from .tree import remove_tree
@@ -70,6 +71,20 @@ class HardLinkStore:
         for path in self.target.parent.glob(f"{_ASIDE}*"):
             shutil.rmtree(path)
 
+    def removes_at_once(self, tree: Path) -> bool:  # noqa: ARG002
+        """It goes name by name."""
+        return False
+
     def remove(self, tree: Path, interrupt: Interrupt) -> None:
         """Remove its names; files that other versions have stay in those."""
         remove_tree(tree, interrupt)
+
+    def reclaim(self, interrupt: Interrupt) -> None:  # noqa: ARG002
+        """Blocks are free once the journal has it."""
+        fd = os.open(self.target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            kernel.syncfs(fd)
+        except OSError as exc:
+            raise DriveFailed(f"Room could not be made: {exc.strerror}.") from exc
+        finally:
+            os.close(fd)

@@ -1,12 +1,13 @@
 """Versions that are let go.
 
-One is first renamed to what is no version's name; from then on it is none.  It stays in its
-directory, which a read-only snapshot can't be moved out of.  Then its record is removed, and
-then its tree.  What an interruption leaves of these is removed by the next run.
+A snapshot goes in one step, and its record after it.  A tree is first renamed to what is no
+version's name; from then on it is none.  Then its record is removed, and then its files.  What
+an interruption leaves of these is removed by the next run.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from . import VERSIONS, Store, record
 from .retention import Plan, plan
 
 _REMOVED = ".removed-"
+_WORTH_A_TRY = (1 << 20, 100)
+"""Bytes or inodes that must have become free before the copy is tried again."""
 
 
 def finish(keeper: Store, directory: Path, control: Control) -> None:
@@ -43,10 +46,16 @@ def let_go(keeper: Store, directory: Path, name: str, why: str, control: Control
 
     Raises DriveFailed, OSError and Cancelled.
     """
-    tree = (directory / name).rename(directory / f"{_REMOVED}{name}")
+    tree = directory / name
+    at_once = keeper.removes_at_once(tree)
+    if at_once:
+        keeper.remove(tree, control.interrupt)
+    else:
+        tree = tree.rename(directory / f"{_REMOVED}{name}")
     control.say(f"version {printable(name, 40)} removed: {why}.", "version_removed")
     (directory / f"{name}.json").unlink()
-    keeper.remove(tree, control.interrupt)
+    if not at_once:
+        keeper.remove(tree, control.interrupt)
 
 
 def by_rules(keeper: Store, tree: Mounted, keep: Keep, control: Control) -> None:
@@ -71,6 +80,34 @@ def by_rules(keeper: Store, tree: Mounted, keep: Keep, control: Control) -> None
         except (DriveFailed, OSError) as exc:
             _warn(version.name, exc, control)
             return
+
+
+def make_room(keeper: Store, tree: Mounted, keep: Keep, control: Control) -> bool:
+    """Let versions go that no rule of *keep* holds, oldest first, until another try is worth it.
+
+    Whether one went.  Never the newest.  Raises DriveFailed, OSError and Cancelled.
+    """
+    directory = tree.path / VERSIONS
+    keeper.reclaim(control.interrupt)  # else what the copy gave back would count, too
+    before = _room(tree)
+    spare = _plan(directory, keep).spare
+    if not spare:
+        return False
+    control.phase(Phase.REMOVING)
+    why = "the container is full, and no rule of [keep] holds it"
+    for version in spare:
+        control.check()
+        let_go(keeper, directory, version.name, why, control)
+        keeper.reclaim(control.interrupt)
+        gained = (now - then for now, then in zip(_room(tree), before, strict=True))
+        if any(gain >= enough for gain, enough in zip(gained, _WORTH_A_TRY, strict=True)):
+            break
+    return True
+
+
+def _room(tree: Mounted) -> tuple[int, int]:
+    """Free bytes, and free inodes (of which btrfs has no count)."""
+    return tree.free(), os.fstatvfs(tree.fd).f_ffree
 
 
 def _plan(directory: Path, keep: Keep) -> Plan:
