@@ -19,11 +19,14 @@ from .luks import Volume
 from .mounted import Mounted, mounted
 
 _SAFE = "nosuid,nodev,noexec,noatime"
-OPTIONS = {"btrfs": _SAFE, "ext4": f"{_SAFE},errors=remount-ro", "xfs": _SAFE}
+# Level 1 keeps up with USB drives on slow computers, and what is not compressible is left as it is.
+OPTIONS = {"btrfs": f"{_SAFE},compress=zstd:1", "ext4": f"{_SAFE},errors=remount-ro", "xfs": _SAFE}
 """The filesystem types that a container may hold, with how each is mounted."""
 
 _MAKE = {
-    "btrfs": ["/usr/sbin/mkfs.btrfs", "--quiet"],
+    # 64 bits against chance.  Against intent a cryptographic checksum would be no better: who can
+    # compute any checksum here has the key.
+    "btrfs": ["/usr/sbin/mkfs.btrfs", "--quiet", "--csum", "xxhash"],
     # Every version of a hard-linked tree needs inodes for its directories: one for 4 KiB.
     "ext4": ["/usr/sbin/mkfs.ext4", "-q", "-i", "4096", "-m", "0"],
     "xfs": ["/usr/sbin/mkfs.xfs", "-q"],
