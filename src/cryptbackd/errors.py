@@ -13,7 +13,8 @@
     ├── ForgedDrive           1    what the drive shows is not what was enrolled
     ├── DriveFull             1    no room left, inside the container or outside
     ├── DriveFailed           1    the drive, or a filesystem on it, gave an error
-    └── ToolFailed            1    a program that we rest on ended with an error
+    ├── ToolFailed            1    a program that we rest on ended with an error
+    └── ManifestDamaged       1    what is remembered of a version can't be read
 
 The exit codes are part of the interface of ``cryptback`` and are documented in
 cryptback(1).
@@ -93,6 +94,10 @@ class ToolFailed(CryptbackError):
     """A program that we rest on ended with an error of its own."""
 
 
+class ManifestDamaged(CryptbackError):
+    """A manifest that can't be read, or is not what was written."""
+
+
 BY_NAME: dict[str, type[CryptbackError]] = {
     cls.__name__: cls
     for cls in (
@@ -108,6 +113,7 @@ BY_NAME: dict[str, type[CryptbackError]] = {
         DriveFull,
         DriveFailed,
         ToolFailed,
+        ManifestDamaged,
     )
 }
 """Errors by class name, the form in which they cross from process to process."""
