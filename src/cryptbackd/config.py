@@ -267,12 +267,9 @@ def parse(text: str, where: str) -> Entry:
         raise ConfigError(f"{where}: {key}: {fault}.", hint) from None
     if not entry.backup.include and not entry.backup.include_from:
         raise ConfigError(
-            f"{where}: backup.include: it is missing or empty, so there is nothing to copy.", hint
-        )
-    if entry.backup.include_from:
-        raise ConfigError(
-            f"{where}: backup.include_from: this version does not read users' lists yet.",
-            "Name the directories in backup.include.",
+            f"{where}: backup.include: it is missing or empty, and so is include_from: there is"
+            " nothing to copy.",
+            hint,
         )
     if entry.when.repeat is not None and entry.after.power_off:
         raise ConfigError(

@@ -13,7 +13,7 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -56,6 +56,7 @@ def plan(
     include: Sequence[str],
     *,
     cross_filesystems: bool,
+    open_: Callable[[str], int],
     last_tree: Path | None,
     last_filesystems: Mapping[str, str],
     known_skipped: Sequence[str],
@@ -63,6 +64,8 @@ def plan(
     control: Control,
 ) -> Plan:
     """Decide for each source; what is kept or left out is warned about through *control*.
+
+    *open_* gives an O_PATH descriptor of a source, or raises OSError.
 
     *last_tree* holds the last state of the sources under their absolute paths (None: there
     is none).  *accept* takes sources that are empty or on another filesystem as they are.
@@ -72,7 +75,7 @@ def plan(
     for path in _outermost(include):
         before = last_filesystems.get(path, "")
         try:
-            source = Source(path, before, _open(path))
+            source = Source(path, before, open_(path))
         except OSError as exc:
             why = "is missing" if exc.errno == errno.ENOENT else f"can't be read: {exc.strerror}"
             control.warn(f"The source {escaped(path)} {why}. Its last state was kept.")
@@ -101,17 +104,22 @@ def plan(
     return Plan(tuple(read), tuple(kept), skipped, cross_filesystems)
 
 
+def is_inside(path: str, other: str) -> bool:
+    """Whether *path* is *other*, or lies in it."""
+    return path == other or path.startswith(other.rstrip("/") + "/")
+
+
 def _outermost(include: Sequence[str]) -> list[str]:
     """The sources without those that lie in another one and on the same filesystem."""
     found: list[str] = []
     for path in sorted({os.path.normpath(path).replace("//", "/") for path in include}):
-        inside = any(path.startswith(other.rstrip("/") + "/") for other in found)
+        inside = any(is_inside(path, other) for other in found)
         if not inside or os.path.ismount(path):
             found.append(path)
     return found
 
 
-def _open(path: str) -> int:
+def open_as_root(path: str) -> int:
     """An O_PATH descriptor of *path*.
 
     A symbolic link on the way is followed only if it is root's: whoever else can put one
@@ -202,12 +210,15 @@ def _mounts_below(sources: Sequence[Source]) -> tuple[str, ...]:
     return tuple(sorted(p for p in below if not any(p.startswith(other + "/") for other in below)))
 
 
-def stage(plan_: Plan, where: Path, last_tree: Path | None) -> None:
-    """Build the tree that the reader sees at *where*, an empty directory in the workspace."""
+def stage(plan_: Plan, others: Sequence[str], where: Path, last_tree: Path | None) -> None:
+    """Build the tree that the reader sees at *where*, an empty directory in the workspace.
+
+    It also has the directories that lead to *others*, which stay as they are in the target.
+    """
     where.mkdir()
     ancestors: dict[str, None] = {"": None}
-    for source in (*plan_.read, *plan_.kept):
-        parts = source.path.strip("/").split("/")[:-1]
+    for path in (*(source.path for source in plan_.read), *others):
+        parts = path.strip("/").split("/")[:-1]
         for depth in range(len(parts)):
             ancestors["/".join(parts[: depth + 1])] = None
     for ancestor in ancestors:

@@ -24,16 +24,22 @@ import attrs
 
 from ..errors import Cancelled, CryptbackError, DriveFailed, DriveFull, ToolFailed
 from ..model import Phase
-from ..run import Child, child, death
+from ..run import Child, child, death, run
 from ..text import printable
 from .control import Control, Meter, escaped
+from .layers.mounted import MOUNT
+from .rights import Rights
+from .sources import is_inside
 
 RSYNC = "/usr/bin/rsync"
 BWRAP = "/usr/bin/bwrap"
+SETPRIV = "/usr/bin/setpriv"
 TEMPORARY = ".cryptback-tmp"
 """Where rsync writes a file before it gets its name: in the root of the target."""
 
 _SOURCE = "/source"
+_UNREADABLE = "/rsync"
+"""Where a reader with a user's rights sees its rsync."""
 _PATIENCE = 3.0
 """Seconds that rsync has to end in order when a job is stopped."""
 
@@ -74,6 +80,11 @@ class Synced:
     changed_bytes: int = 0
     deleted: int = 0
 
+    def add(self, other: Synced) -> None:
+        """Count in what another sync of the same run did."""
+        for field in attrs.fields(Synced):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+
 
 @attrs.frozen
 class Job:
@@ -82,8 +93,12 @@ class Job:
     stage: Path
     target: Path
     exclude: tuple[str, ...]
-    keep: tuple[str, ...]
-    """Sources whose last state stays as it is."""
+    own: tuple[str, ...]
+    """Sources that the stage has."""
+    others: tuple[str, ...]
+    """Sources that it hasn't: theirs stays as it is in the target."""
+    rights: Rights | None = None
+    """With whose rights the sources are read; None: root's."""
     link_dest: tuple[Path, ...] = ()
     """Trees whose unchanged files are linked into the target (ext4, xfs)."""
     delete: bool = True
@@ -103,9 +118,21 @@ def literal(path: str) -> str:
     return re.sub(r"([*?\[\\])", r"\\\1", path)
 
 
+def _boundaries(job: Job) -> list[str]:
+    """Filters that leave alone what is not this job's: the innermost source has the say."""
+    filters = []
+    for path in sorted({*job.own, *job.others}, key=len, reverse=True):
+        below = re.sub(r"([*?\[\\])", r"\\\1", path.rstrip("/")) + "/**"
+        if path in job.own:
+            rules = "R"
+        else:
+            rules = "HP" if any(is_inside(path, own) for own in job.own) else "P"
+        filters += [f"--filter={rule} {what}" for rule in rules for what in (literal(path), below)]
+    return filters
+
+
 def _arguments(job: Job, *, dry: bool, args_fd: int) -> list[str]:
-    filters = [*_ATTRIBUTES, f"--filter=P /{TEMPORARY}"]
-    filters += [f"--filter=P {literal(path)}" for path in job.keep]
+    filters = [*_ATTRIBUTES, f"--filter=P /{TEMPORARY}", *_boundaries(job)]
     filters += [f"--filter=- {pattern}" for pattern in job.exclude]
     argv = [RSYNC, "--archive", "--hard-links", "--acls", "--xattrs", "--sparse"]
     argv += ["--numeric-ids", "--whole-file", "--secluded-args", "--modify-window=-1"]
@@ -116,21 +143,40 @@ def _arguments(job: Job, *, dry: bool, args_fd: int) -> list[str]:
     if job.delete:
         argv += ["--delete", "--delete-excluded"]
     argv += [f"--link-dest={path}" for path in job.link_dest]
-    argv += [f"--rsh={BWRAP} --args {args_fd}", f"--rsync-path={RSYNC}"]
     if dry:
         argv += ["--dry-run", f"--out-format={_ITEM}%i %l"]
     else:
         # %C makes rsync log a file when it has all of it, just before it gets its name.
         argv += ["--info=progress2", "--stats", f"--out-format={_ITEM}%i %C %n"]
-    # The "host" is what bubblewrap is to run in the end: env(1), which runs rsync.
-    return [*argv, f"env:{_SOURCE}/", f"{job.target}/"]
+    confined = f"{BWRAP} --args {args_fd}"
+    if job.rights is None:
+        # The "host" is what bubblewrap is to run in the end: env(1), which runs rsync.
+        argv += [f"--rsh={confined}", f"--rsync-path={RSYNC}"]
+        host = "env"
+    else:
+        # setpriv(1) runs rsync itself: a program between them that the user can read could be
+        # traced by the user.  The "host" is the value of its last option.
+        user = job.rights
+        groups = ",".join(str(group) for group in user.groups)
+        argv += [
+            f"--rsh={confined} {SETPRIV} --inh-caps=-all --reuid={user.uid} --groups={groups}"
+            " --regid",
+            f"--rsync-path={_UNREADABLE}",
+        ]
+        host = str(user.gid)
+    return [*argv, f"{host}:{_SOURCE}/", f"{job.target}/"]
 
 
 @contextmanager
-def _reader_arguments(stage: Path) -> Iterator[int]:
+def _reader_arguments(stage: Path, rights: Rights | None) -> Iterator[int]:
     """A descriptor with bubblewrap's arguments: paths need no quoting there (bwrap(1))."""
     arguments = ["--die-with-parent", "--unshare-pid", "--cap-drop", "ALL"]
-    arguments += ["--cap-add", "CAP_DAC_READ_SEARCH", "--clearenv"]
+    if rights is None:
+        arguments += ["--cap-add", "CAP_DAC_READ_SEARCH"]
+    else:
+        arguments += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+        arguments += ["--ro-bind", str(_unreadable_rsync(stage.parent)), _UNREADABLE]
+    arguments += ["--clearenv"]
     arguments += ["--setenv", "PATH", "/usr/bin", "--setenv", "LC_ALL", "C.UTF-8"]
     arguments += ["--ro-bind", "/usr", "/usr"]
     for link in ("bin", "sbin", "lib", "lib32", "lib64"):
@@ -144,6 +190,22 @@ def _reader_arguments(stage: Path) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def _unreadable_rsync(workspace: Path) -> Path:
+    """A copy of rsync that only root can read.
+
+    A process that runs it can't be traced by the user whose rights it has (ptrace(2),
+    "dumpable"), who would else speak to the writer, which is root, in its place.
+    """
+    directory = workspace / "reader"
+    if not directory.exists():
+        directory.mkdir()
+        options = "size=16m,mode=0755,nosuid,nodev"
+        run([MOUNT, "--types", "tmpfs", "--options", options, "tmpfs", str(directory)])
+        shutil.copyfile(RSYNC, directory / "rsync")
+        (directory / "rsync").chmod(0o711)
+    return directory / "rsync"
 
 
 def sync(job: Job, control: Control) -> Synced:
@@ -199,7 +261,7 @@ class _Rsync:
 
     def _run(self) -> None:
         try:
-            with _reader_arguments(self._job.stage) as args_fd:
+            with _reader_arguments(self._job.stage, self._job.rights) as args_fd:
                 argv = _arguments(self._job, dry=self._dry, args_fd=args_fd)
                 with child(argv, pass_fds=[args_fd]) as rsync:
                     status = self._follow(rsync)

@@ -6,6 +6,7 @@ proven that the drive may be pulled; only then is the error told.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -31,6 +32,7 @@ from ..layers.loop import loop
 from ..layers.luks import luks
 from ..layers.mounted import Mounted
 from ..layers.outer import container, outer
+from ..lists import gather
 from ..release import release
 from ..remaining import tell, told
 from ..sources import plan, stage
@@ -164,36 +166,50 @@ def back_up(
     keeper.begin(last.path if last else None)
     last_tree = keeper.last_state()
     remembered = last.record if last else {}
-    chosen = plan(
-        entry.backup.include,
-        cross_filesystems=entry.backup.cross_filesystems,
-        last_tree=last_tree,
-        last_filesystems=_texts(remembered.get("sources")),
-        known_skipped=list(_texts(remembered.get("skipped_mounts"))),
-        accept=accept,
-        control=control,
+    asked = gather(
+        entry,
+        functools.partial(
+            plan,
+            cross_filesystems=entry.backup.cross_filesystems,
+            last_tree=last_tree,
+            last_filesystems=_texts(remembered.get("sources")),
+            known_skipped=list(_texts(remembered.get("skipped_mounts"))),
+            accept=accept,
+            control=control,
+        ),
+        _lists(remembered.get("lists")),
+        control,
     )
-    if not chosen.read:
+    readers = [group for group in asked.groups if group.plan.read]
+    if not readers:
         raise Refused(
             "None of the sources can be read, so there is nothing to back up.",
-            "Look at `include` in the entry.",
+            "Look at `include` and `include_from` in the entry.",
         )
-    staged = place / "sources"
-    stage(chosen, staged, last_tree)
-    job = Job(
-        stage=staged,
-        target=keeper.target,
-        exclude=entry.backup.exclude,
-        keep=tuple(source.path for source in chosen.kept),
-        delete=accept or not verdict,
-        contents=contents,
-    )
+    syncs = []
+    for number, group in enumerate(readers):
+        others = asked.others(group)
+        staged = place / f"sources{number}"
+        stage(group.plan, others, staged, last_tree)
+        job = Job(
+            stage=staged,
+            target=keeper.target,
+            exclude=entry.backup.exclude,
+            own=tuple(source.path for source in group.plan.read),
+            others=others,
+            rights=group.rights,
+            delete=accept or not verdict,
+            contents=contents,
+        )
+        syncs.append(job)
 
     def make_ready() -> Kept:
         """Sync, and write the record of what is to become a version."""
-        for source in chosen.kept:
+        for source in asked.kept:
             keeper.retain(source.path)
-        synced = sync(attrs.evolve(job, link_dest=keeper.link_dest), control)
+        synced = Synced()
+        for job in syncs:
+            synced.add(sync(attrs.evolve(job, link_dest=keeper.link_dest), control))
         control.phase(Phase.KEEPING)
         tell(control)
         # The version must not have its name before its data is on the drive.
@@ -204,8 +220,9 @@ def back_up(
             "entry_name": name,
             "started": started,
             "finished": int(time.time()),
-            "sources": chosen.filesystems(),
-            "skipped_mounts": dict.fromkeys(chosen.skipped_mounts, ""),
+            "sources": asked.filesystems(),
+            "lists": asked.lists,
+            "skipped_mounts": dict.fromkeys(asked.skipped_mounts, ""),
             "files": synced.files,
             "bytes": synced.size,
             "warnings": control.warnings,
@@ -221,7 +238,7 @@ def back_up(
                 kept = make_ready()
             break
         except DriveFull as full:
-            if not job.delete or not removal.make_room(keeper, tree, entry.keep, control):
+            if (verdict and not accept) or not removal.make_room(keeper, tree, entry.keep, control):
                 raise _too_small(full, tree) from full
             keeper.begin(last.path if last else None)
     keeper.keep(kept.version.path)
@@ -258,6 +275,17 @@ def _texts(value: object) -> dict[str, str]:
     if not isinstance(value, dict):
         return {}
     return {k: v for k, v in value.items() if isinstance(k, str) and isinstance(v, str)}
+
+
+def _lists(value: object) -> dict[str, list[str]]:
+    """A record's table of lists of texts, as :func:`_texts`."""
+    if not isinstance(value, dict):
+        return {}
+    return {
+        k: [item for item in v if isinstance(item, str)]
+        for k, v in value.items()
+        if isinstance(k, str) and isinstance(v, list)
+    }
 
 
 def _programs() -> dict[str, str]:

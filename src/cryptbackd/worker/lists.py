@@ -1,0 +1,200 @@
+"""The users' own lists (``include_from``), and what is asked for in all.
+
+A list is read anew in every run, with the rights of the user in whose home directory it
+lies; what it names is also looked at, and copied, with those.  So nobody gets a file onto
+the drive by a list that they could not have read.  A list outside of every home directory is
+root's, and then nobody else may be able to write it.
+
+Nothing here lives longer than the call, but for the descriptors in the plans, which
+``sources.stage`` closes.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Mapping, Sequence
+
+import attrs
+
+from ..config import Entry
+from ..text import printable
+from . import rights
+from .control import Control, escaped
+from .rights import Rights
+from .sources import Plan, Source, is_inside, open_as_root
+
+_LARGEST = 1 << 20
+"""Bytes of a list that are read."""
+_NAMED = 5
+"""Bad lines of one list that are named one by one."""
+
+
+@attrs.frozen
+class Group:
+    """Sources that are read with the same rights; ``rights`` None: with root's."""
+
+    rights: Rights | None
+    plan: Plan
+
+
+@attrs.frozen
+class Asked:
+    """Everything that is to be copied, in groups, and what each list named."""
+
+    groups: tuple[Group, ...]
+    lists: dict[str, list[str]]
+
+    @property
+    def kept(self) -> tuple[Source, ...]:
+        """The sources whose last state stays."""
+        return tuple(source for group in self.groups for source in group.plan.kept)
+
+    @property
+    def skipped_mounts(self) -> tuple[str, ...]:
+        """Mount points that were left out."""
+        return tuple(point for group in self.groups for point in group.plan.skipped_mounts)
+
+    def filesystems(self) -> dict[str, str]:
+        """Source to filesystem, for the version's record."""
+        return {k: v for group in self.groups for k, v in group.plan.filesystems().items()}
+
+    def others(self, group: Group) -> tuple[str, ...]:
+        """What a sync of *group* must leave alone: all that it doesn't itself read."""
+        own = {source.path for source in group.plan.read}
+        every = self.filesystems()
+        return tuple(path for path in every if path not in own)
+
+
+def gather(
+    entry: Entry,
+    plan_for: Callable[..., Plan],
+    last_lists: Mapping[str, Sequence[str]],
+    control: Control,
+) -> Asked:
+    """Read the lists of *entry*, and plan what it and they name.
+
+    *plan_for* is ``sources.plan`` with all but the sources and how they are opened.  A list
+    that can't be read is warned about, and what it named the last time (*last_lists*) keeps
+    its last state.  A path that lies in one that was named before it is left to that.
+    """
+    wanted: dict[Rights | None, list[str]] = {None: list(entry.backup.include)}
+    unread: list[str] = []
+    lists: dict[str, list[str]] = {}
+    for path in entry.backup.include_from:
+        whose = rights.owner_of_home(path, entry.owner)
+        whose = None if whose is not None and whose.uid == 0 else whose
+        try:
+            lists[path] = _read(path, whose, control)
+        except OSError as exc:
+            lists[path] = list(last_lists.get(path, ()))
+            control.warn(
+                f"The list {escaped(path)} can't be read: {exc.strerror}. What it named keeps its"
+                " last state."
+            )
+            unread += lists[path]
+            continue
+        wanted.setdefault(whose, []).extend(lists[path])
+    groups: list[Group] = []
+    claimed: list[str] = []
+    for whose, paths in wanted.items():
+        own = [path for path in paths if not any(is_inside(path, other) for other in claimed)]
+        claimed += own
+        groups.append(Group(whose, _plan(plan_for, own, whose)))
+    kept = [path for path in unread if not any(is_inside(path, other) for other in claimed)]
+    if kept:
+        first = groups[0]
+        more = tuple(Source(path, "") for path in dict.fromkeys(kept))
+        groups[0] = attrs.evolve(
+            first, plan=attrs.evolve(first.plan, kept=(*first.plan.kept, *more))
+        )
+    return Asked(tuple(groups), lists)
+
+
+def _plan(plan_for: Callable[..., Plan], paths: Sequence[str], whose: Rights | None) -> Plan:
+    if whose is None:
+        return plan_for(paths, open_=open_as_root)
+    found = rights.opened(whose, paths, os.O_PATH)
+
+    def open_(path: str) -> int:
+        result = found.pop(path)
+        if isinstance(result, OSError):
+            raise result
+        return result
+
+    try:
+        return plan_for(paths, open_=open_)
+    finally:
+        # Those that lie in another one were not asked for.
+        for result in found.values():
+            if isinstance(result, int):
+                os.close(result)
+
+
+def _read(path: str, whose: Rights | None, control: Control) -> list[str]:
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
+    if whose is None:
+        # O_PATH first: nothing is opened for reading before it is known to be a file.
+        fd = open_as_root(path)
+        try:
+            _want_roots(path, os.fstat(fd))
+            file = os.open(f"/proc/self/fd/{fd}", flags | os.O_CLOEXEC)
+        finally:
+            os.close(fd)
+    else:
+        result = rights.opened(whose, [path], flags)[path]
+        if isinstance(result, OSError):
+            raise result
+        file = result
+    with os.fdopen(file, "rb") as opened:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise OSError(0, "it is not a regular file")
+        raw = opened.read(_LARGEST + 1)
+    if len(raw) > _LARGEST:
+        raise OSError(0, "it is longer than 1 MiB")
+    named, bad = parse(raw, whose.home if whose is not None else "/root")
+    for number, line in bad[:_NAMED]:
+        control.warn(
+            f'Line {number} of the list {escaped(path)} is left out: "{printable(line, 60)}" is not'
+            ' an absolute path without "..".'
+        )
+    if len(bad) > _NAMED:
+        control.warn(f"… and {len(bad) - _NAMED} more lines of the list {escaped(path)}.")
+    return named
+
+
+def _want_roots(path: str, status: os.stat_result) -> None:
+    if status.st_uid != 0 or status.st_mode & 0o022:
+        raise OSError(
+            0,
+            "it lies in nobody's home directory, and so must be root's and writable by nobody else",
+        )
+    for parent in _parents(path):
+        above = os.stat(parent)
+        if above.st_uid != 0 or above.st_mode & 0o022:
+            raise OSError(0, f"{printable(parent)} is writable by others than root")
+
+
+def _parents(path: str) -> list[str]:
+    parts = path.strip("/").split("/")[:-1]
+    return ["/" + "/".join(parts[:depth]) for depth in range(len(parts) + 1)]
+
+
+def parse(raw: bytes, home: str) -> tuple[list[str], list[tuple[int, str]]]:
+    """The paths that a list names, and the lines (number, text) that name none.
+
+    One path a line; blanks around it don't count, nor does a line that begins with ``#``;
+    ``~`` at the beginning is the home directory.  Names needn't be UTF-8.
+    """
+    named: list[str] = []
+    bad: list[tuple[int, str]] = []
+    for number, line in enumerate(os.fsdecode(raw).split("\n"), 1):
+        text = line.strip(" \t\r")
+        if not text or text.startswith("#"):
+            continue
+        path = home.rstrip("/") + text[1:] if text == "~" or text.startswith("~/") else text
+        if path.startswith("/") and "\0" not in path and ".." not in path.split("/"):
+            named.append(os.path.normpath(path).replace("//", "/"))
+        else:
+            bad.append((number, text))
+    return list(dict.fromkeys(named)), bad

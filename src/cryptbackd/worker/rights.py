@@ -1,0 +1,127 @@
+"""Another user's rights, for what is done on that user's behalf.
+
+Nothing here changes what the worker itself may do: paths are opened by a child process that
+takes the rights on for good and ends, and what comes back is descriptors.  So the kernel
+decides whether the user could have opened a path, and no link leads further than the user
+could have gone (credentials(7), path_resolution(7)).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import pwd
+import socket
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+
+import attrs
+
+from .. import kernel
+
+_MAX_PATHS = 64
+"""Paths that one child opens: as many descriptors fit into one message (SCM_MAX_FD is 253)."""
+
+
+@attrs.frozen
+class Rights:
+    """A user, as the kernel sees one."""
+
+    name: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    home: str
+
+
+def of(name: str) -> Rights:
+    """The rights of the user *name*; raises KeyError when there is none."""
+    return _rights(pwd.getpwnam(name))
+
+
+def owner_of_home(path: str, likely: str | None = None) -> Rights | None:
+    """Whose home directory *path* lies in; None: nobody's.
+
+    Users that can't be listed (those of a directory service) are found if they are *likely*.
+    System users don't count: their "homes" are root's directories.
+    """
+    users = pwd.getpwall()
+    if likely is not None:
+        with suppress(KeyError):
+            users.append(pwd.getpwnam(likely))
+    homes = [
+        user
+        for user in users
+        if (user.pw_uid == 0 or user.pw_uid >= 1000)
+        and user.pw_dir.strip("/")
+        and path.startswith(user.pw_dir.rstrip("/") + "/")
+    ]
+    if not homes:
+        return None
+    return _rights(max(homes, key=lambda user: (len(user.pw_dir), user.pw_name == likely)))
+
+
+def _rights(user: pwd.struct_passwd) -> Rights:
+    groups = os.getgrouplist(user.pw_name, user.pw_gid)
+    return Rights(user.pw_name, user.pw_uid, user.pw_gid, tuple(groups), user.pw_dir)
+
+
+def opened(rights: Rights, paths: Sequence[str], flags: int) -> dict[str, int | OSError]:
+    """Each path opened with these rights: a descriptor, the caller's to close, or why not.
+
+    Symbolic links are followed, but for the magic ones of /proc.
+    """
+    paths = list(dict.fromkeys(paths))
+    found: dict[str, int | OSError] = {}
+    for start in range(0, len(paths), _MAX_PATHS):
+        found |= _opened(rights, paths[start : start + _MAX_PATHS], flags)
+    return found
+
+
+def _opened(rights: Rights, paths: Sequence[str], flags: int) -> dict[str, int | OSError]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        with theirs:
+            child = os.fork()
+            if child == 0:
+                try:
+                    _take_on(rights)
+                    _open_all(theirs, paths, flags)
+                finally:
+                    os._exit(1)
+        # The child's answer, or the end of file when it is gone without one.
+        answer, fds, _flags, _address = socket.recv_fds(ours, 16 * _MAX_PATHS, _MAX_PATHS)
+    os.waitpid(child, 0)
+    numbers = [int(number) for number in answer.split()]
+    if len(numbers) != len(paths) or numbers.count(0) != len(fds):
+        for fd in fds:
+            os.close(fd)
+        raise OSError(errno.EPERM, f"the rights of {rights.name} could not be taken on")
+    left = iter(fds)
+    return {
+        path: OSError(number, os.strerror(number), path) if number else next(left)
+        for path, number in zip(paths, numbers, strict=True)
+    }
+
+
+def _take_on(rights: Rights) -> None:
+    os.setgroups(rights.groups)
+    os.setresgid(rights.gid, rights.gid, rights.gid)
+    os.setresuid(rights.uid, rights.uid, rights.uid)
+
+
+def _open_all(answer_to: socket.socket, paths: Iterable[str], flags: int) -> None:
+    numbers, fds = [], []
+    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    for path in paths:
+        try:
+            fds.append(
+                kernel.openat2(
+                    root, path.strip("/") or ".", flags | os.O_CLOEXEC, kernel.RESOLVE_NO_MAGICLINKS
+                )
+            )
+            numbers.append(0)
+        except OSError as exc:
+            numbers.append(exc.errno or errno.EIO)
+    socket.send_fds(answer_to, [" ".join(map(str, numbers)).encode()], fds)
+    os._exit(0)

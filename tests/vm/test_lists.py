@@ -1,0 +1,134 @@
+"""A user's own list: what it names is read with that user's rights, and read anew each time."""
+
+from __future__ import annotations
+
+from tests.machine import Machine
+from tests.vm.container import TREE, opened
+from tests.vm.runs import PATIENCE, STOP, copied, ended, news, now, random_files
+
+ENTRY = "/etc/cryptback/drives.d/home.toml"
+LIST = "/home/me/.config/backup_list.txt"
+PREPARE = """
+set -e
+cd /home/me
+mkdir -p .config letters pictures inner/deep
+echo dear > letters/first
+echo root > letters/roots && chmod 600 letters/roots
+echo deep > inner/deep/file
+echo hers > inner/file
+install -m 600 /dev/null /srv/secret && echo quicksilver > /srv/secret
+mkdir -m 700 /srv/closed && echo quicksilver > /srv/closed/file
+ln -s /srv/secret secret
+ln -s letters by-link
+chown -Rh me: . && chown root letters/roots
+"""
+
+
+def entry(vm: Machine, include: str) -> None:
+    """Have the drive's entry name these sources, and the list."""
+    head = vm.run(f"grep -E '^(uuid|container)' {ENTRY}").out
+    vm.push(ENTRY, f'{head}[backup]\ninclude = [{include}]\ninclude_from = ["{LIST}"]\n', 0o600)
+
+
+def write(vm: Machine, *lines: str) -> None:
+    """Write the list as its user."""
+    text = "".join(f"{line}\n" for line in lines)
+    vm.run(["runuser", "-u", "me", "--", "tee", LIST], input=text.encode())
+
+
+def warnings(vm: Machine, since: str) -> str:
+    return "\n".join(str(each["MESSAGE"]) for each in vm.journal(since=since))
+
+
+def back_up(vm: Machine) -> str:
+    """Back up; what the journal says of it."""
+    since = now(vm)
+    vm.run(["cryptback", "run", "home"], check=False, timeout=PATIENCE)
+    ended(vm, since=since)
+    return warnings(vm, since)
+
+
+def inside(vm: Machine, script: str) -> list[str]:
+    """The lines that a script prints in the newest version."""
+    with opened(vm) as container:
+        return vm.run(f"cd {container.newest()} && {script}").out.splitlines()
+
+
+def test_a_list_gets_nobody_a_file_that_they_could_not_read(enrolled: Machine) -> None:
+    vm = enrolled
+    vm.run(PREPARE)
+    entry(vm, '"/etc/hostname", "/home/me/inner/deep"')
+    write(
+        vm,
+        "# what I care for",
+        "~/letters",
+        "/srv/secret",
+        "/srv/closed",
+        "/srv/closed/file",
+        "~/secret",
+        "~/inner",
+        "~/by-link",
+        "pictures",
+    )
+    since = now(vm)
+    vm.stick("main").plug()
+    end = ended(vm, since=since)
+    assert end["CRYPTBACK_OUTCOME"] == "warnings"
+    told = warnings(vm, since)
+    assert 'Line 9 of the list "/home/me/.config/backup_list.txt" is left out: "pictures"' in told
+    assert '"/home/me/letters/roots" could not be read: Permission denied.' in told
+    files = inside(vm, "find . ! -type d | sort")
+    assert files == [
+        "./etc/hostname",
+        "./home/me/by-link/first",
+        "./home/me/inner/deep/file",
+        "./home/me/inner/file",
+        "./home/me/letters/first",
+    ]
+    with opened(vm):
+        assert vm.run(["grep", "-rF", "quicksilver", f"{TREE}/versions"], check=False).code == 1
+
+    # Changed, it counts at the next run, without a restart; what root includes stays.
+    write(vm, "~/pictures")
+    vm.run(["runuser", "-u", "me", "--", "sh", "-c", "echo sun > ~me/pictures/one"])
+    back_up(vm)
+    expected = ["./etc/hostname", "./home/me/inner/deep/file", "./home/me/pictures/one"]
+    assert inside(vm, "find . ! -type d | sort") == expected
+    assert inside(vm, "stat -c '%U %a' home/me home/me/pictures") == [
+        *vm.run("stat -c '%U %a' /home/me /home/me/pictures").out.splitlines()
+    ]
+
+    # A list that is gone is not an order to forget.
+    vm.run(["rm", LIST])
+    assert f'The list "{LIST}" can\'t be read: No such file or directory.' in back_up(vm)
+    assert inside(vm, "find . ! -type d | sort") == expected
+
+
+def test_nobody_takes_the_place_of_their_reader(enrolled: Machine) -> None:
+    """A reader with a user's rights speaks to a writer that is root: the user can't trace it."""
+    vm = enrolled
+    random_files(vm, 20, 2, "/home/me/letters")
+    vm.run("mkdir -p /home/me/.config && chown -R me: /home/me")
+    entry(vm, "")
+    write(vm, "~/letters")
+    watcher = news(vm, copied(1), then=STOP)
+    vm.stick("main").plug()
+    watcher.wait(timeout=PATIENCE)
+    reader = vm.run(["pgrep", "-f", "^/rsync --server --sender"]).out.split()[0]
+    status = dict(
+        line.split(":\t", 1) for line in vm.run(["cat", f"/proc/{reader}/status"]).out.splitlines()
+    )
+    assert status["Uid"].split() == ["1000"] * 4
+    assert status["Gid"].split() == ["1000"] * 4
+    assert {int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {0}
+    assert status["NoNewPrivs"] == "1"
+    for attempt in (
+        ["strace", "-p", reader, "-o", "/dev/null"],
+        ["cat", f"/proc/{reader}/mem"],
+        ["ls", f"/proc/{reader}/fd/"],
+    ):
+        tried = vm.run(["runuser", "-u", "me", "--", *attempt], check=False)
+        assert tried.code != 0
+        assert "ermitted" in tried.err or "denied" in tried.err or "No such" in tried.err, tried.err
+    vm.run("pkill -CONT rsync")
+    assert ended(vm)["CRYPTBACK_OUTCOME"] == "done"
