@@ -27,7 +27,7 @@ CALL, SIGNAL = 1, 4
 NO_REPLY = 1
 METHODS = {
     "ListDrives": "", "GetDrive": "s", "GetHistory": "su", "RegisterAgent": "",
-    "UnregisterAgent": "", "Run": "sa{sv}", "Cancel": "s",
+    "UnregisterAgent": "", "Run": "sa{sv}", "Verify": "sa{sv}", "Cancel": "s",
     "Eject": "s", "Survey": "sa{sv}", "Init": "sa{sv}", "Header": "s", "Passphrase": "sa{sv}",
     "Adopt": "s", "Repair": "sa{sv}", "HandOver": "ss",
 }  # fmt: skip

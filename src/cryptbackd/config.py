@@ -81,7 +81,8 @@ class When:
 class Verify:
     """``[verify]``: how much is read back."""
 
-    sample: Share = Share(0.0)
+    sample: Share | None = None
+    """None: a few files."""
     full_every: Count = Count(20)
 
 
@@ -191,6 +192,7 @@ def _converter() -> Converter:
         Duration: _duration,
         Duration | None: _duration,
         Share: _share,
+        Share | None: _share,
         tuple[AbsolutePath, ...]: _list_of(texts[AbsolutePath]),
         tuple[Pattern, ...]: _list_of(texts[Pattern]),
     }
@@ -281,7 +283,7 @@ def parse(text: str, where: str) -> Entry:
 def without_effect(entry: Entry) -> tuple[str, ...]:
     """The keys of *entry* that are accepted, but that this version doesn't act upon."""
     asked = {
-        "verify": entry.verify != Verify(),
+        "verify.full_every": entry.verify.full_every != Verify().full_every,
     }
     return tuple(key for key, is_asked in asked.items() if is_asked)
 

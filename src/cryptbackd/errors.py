@@ -14,7 +14,8 @@
     ├── DriveFull             1    no room left, inside the container or outside
     ├── DriveFailed           1    the drive, or a filesystem on it, gave an error
     ├── ToolFailed            1    a program that we rest on ended with an error
-    └── ManifestDamaged       1    what is remembered of a version can't be read
+    ├── ManifestDamaged       1    what is remembered of a version can't be read
+    └── Damaged               1    read back, something is not what was backed up
 
 The exit codes are part of the interface of ``cryptback`` and are documented in
 cryptback(1).
@@ -90,6 +91,10 @@ class DriveFailed(CryptbackError):
     """The drive, or a filesystem on it, gave an error: what was written can't be trusted."""
 
 
+class Damaged(CryptbackError):
+    """What was read back from the drive is not what was backed up."""
+
+
 class ToolFailed(CryptbackError):
     """A program that we rest on ended with an error of its own."""
 
@@ -112,6 +117,7 @@ BY_NAME: dict[str, type[CryptbackError]] = {
         ForgedDrive,
         DriveFull,
         DriveFailed,
+        Damaged,
         ToolFailed,
         ManifestDamaged,
     )

@@ -42,11 +42,11 @@ def test_what_has_no_effect_is_remarked_once(tmp_path: Path) -> None:
     watcher.store.now()
     assert watcher.remarks == []
     with (tmp_path / "home.toml").open("a") as file:
-        file.write('[keep]\nlast = 3\n[when]\nat_most = "1h"\n[verify]\nsample = "1%"\n')
+        file.write('[keep]\nlast = 3\n[when]\nat_most = "1h"\n[verify]\nfull_every = 7\n')
     watcher.store.now()
     write(tmp_path, "work")
     watcher.store.now()
-    assert watcher.remarks == [("home", ("verify",))]
+    assert watcher.remarks == [("home", ("verify.full_every",))]
 
 
 def test_files_are_read_again_only_when_one_changed(tmp_path: Path) -> None:

@@ -91,6 +91,9 @@ def finished(result: Values) -> Notice | None:
             return Notice(name, free, "It was ejected.")
         why = " ".join([why, *warnings[:1]]).strip()
         return Notice(name, f"Don't unplug {name} yet", why, Urgency.CRITICAL)
+    if result["error"] == "Damaged":
+        why = " ".join([why, *warnings[:1]])
+        return Notice(name, f"The backup on {name} is damaged", why, Urgency.CRITICAL)
     if result["job"] not in _BACKUPS or outcome == "skipped":
         return None
     if outcome in ("done", "warnings"):

@@ -139,9 +139,9 @@ def plain(value: Any) -> Any:
     return value
 
 
-def options(**values: bool | int | str | list[str] | None) -> dict[str, Variant]:
+def options(**values: bool | int | float | str | list[str] | None) -> dict[str, Variant]:
     """*values* as D-Bus options; None is left out, which means the default."""
-    signatures = {bool: "b", int: "t", str: "s", list: "as"}
+    signatures = {bool: "b", int: "t", float: "d", str: "s", list: "as"}
     return {
         key: Variant(signatures[type(value)], value)
         for key, value in values.items()

@@ -10,7 +10,7 @@ from .. import __version__
 from ..errors import Cancelled
 from .output import complain
 
-VERBS = ("init", "status", "run", "cancel", "eject", "history", "passphrase", "doctor")
+VERBS = ("init", "status", "run", "cancel", "eject", "history", "verify", "passphrase", "doctor")
 """The modules of this folder that are commands, in the order of ``--help``."""
 
 

@@ -115,6 +115,11 @@ def detail(drive: Values, now: float) -> list[str]:
         )
     if drive["last_success"]:
         lines.append(f"  last backup: {_date(drive['last_success'])}")
+    if drive.get("last_verified"):
+        lines.append(
+            f"  last verification: {_date(drive['last_verified'])},"
+            f" {drive['last_verified_outcome']}: {drive['last_verified_sentence']}"
+        )
     lines += [f"  warning: {printable(warning)}" for warning in drive["warnings"]]
     if drive["problem"] and drive["state"] != "bad":
         lines.append(f"  problem: {drive['problem']}")

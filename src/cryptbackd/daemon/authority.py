@@ -30,6 +30,7 @@ class Action(StrEnum):
     """What polkit knows: an action ``org.cryptback1.…`` each."""
 
     RUN = "run"
+    VERIFY = "verify"
     CANCEL = "cancel"
     EJECT = "eject"
     BROWSE = "browse"
@@ -39,6 +40,7 @@ class Action(StrEnum):
 
 _MESSAGES = {
     Action.RUN: "Authentication is required to back up to $(drive).",
+    Action.VERIFY: "Authentication is required to read back what is on $(drive).",
     Action.CANCEL: "Authentication is required to stop what is being done with $(drive).",
     Action.EJECT: "Authentication is required to eject $(drive).",
     Action.BROWSE: "Authentication is required to look into the backup on $(drive).",

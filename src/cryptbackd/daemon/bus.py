@@ -30,7 +30,7 @@ from dbus_fast.aio.message_bus import MessageBus
 
 from ..dbus_text import sendable
 from ..errors import ConfigError, CryptbackError, Refused, UnknownDrive
-from ..model import RunResult
+from ..model import JobKind, RunResult
 from ..text import printable
 from . import connection, interface, journal, sessions
 from .agents import Values
@@ -357,6 +357,10 @@ class Bus:
                 raise Refused(f"A run has no such option: {printable(key, 40)}.")
         return _Answer("s", [self.service.run(name, **options)])
 
+    async def verify(self, message: Message) -> _Answer:
+        """Verify."""
+        return _Answer("s", [self.service.verify(message.body[0], _plain(message.body[1]))])
+
     async def cancel(self, message: Message) -> _Answer:
         """Cancel."""
         return _Answer("as", [self.service.cancel(message.body[0])])
@@ -473,6 +477,7 @@ CALLS: dict[tuple[str, str], _Call] = {
     ("RegisterAgent", ""): _Call(Bus.register_agent, tells=True),
     ("UnregisterAgent", ""): _Call(Bus.unregister_agent, tells=True),
     ("Run", "sa{sv}"): _Call(Bus.run, Action.RUN),
+    ("Verify", "sa{sv}"): _Call(Bus.verify, Action.VERIFY),
     ("Cancel", "s"): _Call(Bus.cancel, Action.CANCEL),
     ("Eject", "s"): _Call(Bus.eject, Action.EJECT),
     ("Survey", "sa{sv}"): _Call(Bus.survey, Action.MANAGE),
@@ -547,6 +552,9 @@ def drive_values(view: DriveView) -> dict[str, Variant]:
         "last_hint": Variant("s", _text(view.last_hint)),
         "last_finished": Variant("t", int(view.last_finished)),
         "last_success": Variant("t", int(view.last_success)),
+        "last_verified": Variant("t", int(view.last_verified)),
+        "last_verified_outcome": Variant("s", view.last_verified_outcome),
+        "last_verified_sentence": Variant("s", _text(view.last_verified_sentence)),
         "warnings": Variant("as", [_text(warning) for warning in view.warnings]),
         "safe": Variant("b", view.safe),
         "problem": Variant("s", _text(view.problem)),
@@ -576,6 +584,7 @@ def result_values(job: Job, result: RunResult) -> dict[str, Variant]:
         "job": Variant("s", job.kind.value),
         "seconds": Variant("d", job.seconds),
         "outcome": Variant("s", result.outcome.value),
+        "data": Variant("s", json.dumps(result.data) if job.kind is JobKind.VERIFY else ""),
         **_common_values(result, job.interrupted, tuple(result.warnings)),
     }
 

@@ -208,6 +208,15 @@ class History:
         )
         return _run(rows[0]) if rows else None
 
+    def last_verification(self, entry: str) -> Run | None:
+        """The last verification of *entry* that came to a result."""
+        rows = self._ask(
+            "WHERE entry = ? AND job = ? AND (outcome IN ('done', 'warnings') OR error = 'Damaged')"
+            " ORDER BY rowid DESC LIMIT 1",
+            (entry, JobKind.VERIFY.value),
+        )
+        return _run(rows[0]) if rows else None
+
     def last_attempt(self, entry: str) -> float:
         """When the last backup of *entry* ended that was not skipped (Unix time; 0: never)."""
         rows = self._execute(

@@ -42,6 +42,11 @@ XML = """\
       <arg name="options" type="a{sv}" direction="in"/>
       <arg name="run" type="s" direction="out"/>
     </method>
+    <method name="Verify">
+      <arg name="name" type="s" direction="in"/>
+      <arg name="options" type="a{sv}" direction="in"/>
+      <arg name="run" type="s" direction="out"/>
+    </method>
     <method name="Cancel">
       <arg name="name" type="s" direction="in"/>
       <arg name="runs" type="as" direction="out"/>

@@ -124,6 +124,7 @@ _WORK = {
     JobKind.PASSPHRASE: "while what opens it was changed",
     JobKind.ADOPT: "while its header was taken over",
     JobKind.REPAIR: "while its header was repaired",
+    JobKind.VERIFY: "while it was read back",
     JobKind.LOOK: "while it was looked at",
     JobKind.RELEASE: "while it was made ready for that",
 }

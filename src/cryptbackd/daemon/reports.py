@@ -18,6 +18,7 @@ _WHAT = {
     JobKind.PASSPHRASE: "change of what opens it",
     JobKind.ADOPT: "adoption of its header",
     JobKind.REPAIR: "repair of its header",
+    JobKind.VERIFY: "verification",
 }
 
 
@@ -108,6 +109,8 @@ def _last(name: str, result: RunResult, seconds: float, interrupted: bool, aslee
         case Outcome.CANCELLED:
             return Line(f"{name}: cancelled: {told}", message="run_cancelled")
         case Outcome.FAILED:
+            if result.error == "Damaged":
+                return Line(f"{name}: damaged: {told}", Priority.ERROR, "damaged")
             expected = result.error in _EXPECTED
             return Line(
                 f"{name}: failed: {told}",

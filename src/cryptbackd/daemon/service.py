@@ -25,7 +25,7 @@ from ..errors import (
 )
 from ..model import Device, JobKind, Outcome, Phase, RunResult, StopReason
 from ..text import ago, count, printable
-from . import entries, jobs, journal, keyslots, policy, reports
+from . import entries, jobs, journal, keyslots, policy, reports, verification
 from .agents import Agents
 from .history import History, Insertion, Run
 from .jobs import Job
@@ -167,6 +167,17 @@ class Service:
             )
         seen = self._the_one(name, entry)
         return self._submit_backup(name, entry, seen, {"full": full, "accept": accept})
+
+    def verify(self, name: str, options: dict[str, Any]) -> str:
+        """Read back what is on the drive *name*; the id of the run.
+
+        Raises UnknownDrive, ConfigError, DriveAbsent, Busy and Refused.
+        """
+        verification.check(options)
+        job = self._for_entry(JobKind.VERIFY, name)
+        job.options = options
+        self.supervisor.submit(job)
+        return job.id
 
     def cancel(self, name: str) -> list[str]:
         """Stop what goes on with *name*; the ids of its runs.
@@ -363,6 +374,7 @@ class Service:
             last_hint=last.hint if last is not None else "",
             last_finished=last.finished if last is not None else 0.0,
             last_success=self.history.last_success(name),
+            **verification.last(self.history, name),
             warnings=tuple(job.warnings)
             if job is not None
             else (last.warnings if last is not None else ()),
@@ -609,8 +621,7 @@ def _complain(name: str, fault: ConfigError) -> None:
 
 def _remark(name: str, keys: tuple[str, ...]) -> None:
     journal.log(
-        f"{name}: {', '.join(keys)} in its entry has no effect in this version: every version is"
-        " kept, and nothing is read back.",
+        f"{name}: {', '.join(keys)} in its entry has no effect in this version.",
         journal.Priority.WARNING,
         drive=name,
     )

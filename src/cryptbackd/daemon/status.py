@@ -44,6 +44,10 @@ class DriveView:
     last_hint: str = ""
     last_finished: float = 0.0
     last_success: float = 0.0
+    last_verified: float = 0.0
+    """When the last verification ended that came to an end."""
+    last_verified_outcome: str = ""
+    last_verified_sentence: str = ""
     warnings: tuple[str, ...] = ()
     safe: bool = False
     """It is plugged in, and may be unplugged now."""

@@ -123,6 +123,8 @@ def _job(start: Start) -> Callable[[Start, Control], RunResult]:
             from .jobs.repair import repair as job
         case JobKind.LOOK:
             from .jobs.look import look as job
+        case JobKind.VERIFY:
+            from .jobs.verify import verify as job
         case JobKind.SURVEY:
             from .jobs.survey import survey as job
     return job

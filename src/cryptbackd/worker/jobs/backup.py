@@ -36,6 +36,7 @@ from ..lists import gather
 from ..release import release
 from ..remaining import tell, told
 from ..sources import plan, stage
+from ..spot import read_back
 from ..sync import FULL, RSYNC, Job, Synced, sync
 from ..versions import VERSIONS, record, removal, store
 
@@ -98,8 +99,13 @@ def unlocked(
     header: headers.Header,
     place: Path,
     control: Control,
+    *,
+    read_only: bool = False,
 ) -> Iterator[Mounted]:
-    """The whole stack of an enrolled drive, as the tree inside the container."""
+    """The whole stack of an enrolled drive, as the tree inside the container.
+
+    *read_only*: the filesystem in the container is only looked at.
+    """
     with ExitStack() as stack:
         if entry.container is None:
             backing = device.node
@@ -129,7 +135,8 @@ def unlocked(
             device_of_loop.hand_over()
         control.say(f"unlocked with the passphrase from {printable(volume.key_source)}.")
         control.phase(Phase.MOUNTING)
-        yield stack.enter_context(inner(volume, place / "tree"))
+        tree = stack.enter_context(inner(volume, place / "tree", read_only=read_only))
+        yield attrs.evolve(tree, beneath=(file,) if device_of_loop is not None else ())
 
 
 def back_up(
@@ -245,6 +252,14 @@ def back_up(
     control.say(f"version {kept.version.path.name} made.", "version_made")
     if accept or not verdict:
         removal.by_rules(keeper, tree, entry.keep, control)
+    read_back(
+        tree,
+        record.versions(directory),
+        name=name,
+        share=entry.verify.sample,
+        took=time.time() - started,
+        control=control,
+    )
     return kept
 
 

@@ -37,7 +37,7 @@ SMALLEST = {"btrfs": 128 << 20, "ext4": 32 << 20, "xfs": 320 << 20}
 
 
 @contextmanager
-def inner(volume: Volume, where: Path) -> Iterator[Mounted]:
+def inner(volume: Volume, where: Path, *, read_only: bool = False) -> Iterator[Mounted]:
     """Mount the filesystem in *volume* at *where* while the block runs."""
     found = probe(volume.node)
     fstype = found.get("TYPE", "")
@@ -49,13 +49,15 @@ def inner(volume: Volume, where: Path) -> Iterator[Mounted]:
         )
     _check_length(volume, found)
     what = f"The {fstype} filesystem in the container"
-    with mounted(volume.node, volume.devno, where, fstype, OPTIONS[fstype], what) as filesystem:
+    options = f"ro,{OPTIONS[fstype]}" if read_only else OPTIONS[fstype]
+    with mounted(volume.node, volume.devno, where, fstype, options, what) as filesystem:
         bdi = Path("/sys/fs/btrfs", found.get("UUID", "-"), "bdi")
         cap_dirty_pages(bdi.resolve().name if bdi.exists() else volume.devno)
         try:
             yield filesystem
         finally:
-            filesystem.prove_writable()
+            if not read_only:
+                filesystem.prove_writable()
 
 
 def _check_length(volume: Volume, found: dict[str, str]) -> None:

@@ -35,6 +35,8 @@ class Mounted:
     fd: int
     fstype: str
     what: str
+    beneath: tuple[int, ...] = ()
+    """Descriptors of the container's files that it lies in, where it does in any."""
 
     def free(self) -> int:
         """Bytes that can still be written, roughly (statvfs(3))."""

@@ -1,0 +1,111 @@
+"""The manifests of the versions on a drive, for whoever looks for damage.
+
+A manifest counts when it has the hash that the version's record says.  Where the drive's own
+doesn't, the one in the computer's catalogue takes its place; where that doesn't either, there
+is the list of what lies in the version, without a checksum.  What is open is closed when an
+iterator is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+
+from .. import manifest, paths
+from ..manifest import Record
+from ..text import printable
+from . import readback
+from .control import Control
+from .damage import opened
+from .versions.record import Version
+
+
+@attrs.define
+class Manifests:
+    """Those of the entry *name*; what is wrong with one is warned about, once, and counted."""
+
+    name: str
+    control: Control
+    wrong: int = 0
+    """So many manifests are not what was written."""
+    _found: dict[str, Path | None] = attrs.field(factory=dict)
+
+    def records(self, version: Version) -> Iterator[bytes]:
+        """The records of *version*, as they stand in the manifest."""
+        path = self.path(version)
+        return manifest.read_raw(path) if path is not None else self._walk(version)
+
+    def path(self, version: Version) -> Path | None:
+        """A manifest of *version* that is what was written; None when there is none."""
+        key = version.path.name
+        if key not in self._found:
+            self._found[key] = self._find(version)
+        return self._found[key]
+
+    def _find(self, version: Version) -> Path | None:
+        shown = printable(version.path.name, 40)
+        wanted = written(version)
+        if not wanted:
+            self.control.warn(
+                f"The version {shown} has no manifest: its files are read, but there is nothing"
+                " to compare them with."
+            )
+            return None
+        ours = version.path.with_name(f"{version.path.name}.manifest")
+        if _sha256(ours) == wanted:
+            return ours
+        self.wrong += 1
+        copy = paths.STATE / "catalogue" / self.name / ours.name
+        if _sha256(copy) == wanted:
+            self.control.warn(
+                f"The manifest of the version {shown} on the drive is damaged; the copy in the"
+                " computer's catalogue was used."
+            )
+            return copy
+        self.control.warn(
+            f"The manifest of the version {shown} is damaged, and the computer has no copy: its"
+            " files are read, but there is nothing to compare them with."
+        )
+        return None
+
+    def _walk(self, version: Version) -> Iterator[bytes]:
+        """Every path of *version*, as a record that knows neither its time nor its content."""
+
+        def unreadable(exc: OSError) -> None:
+            self.wrong += 1
+            where = f'"{printable(exc.filename or b"")}" in {printable(version.path.name, 40)}'
+            self.control.warn(f"The directory {where} can't be read: {exc.strerror}.")
+
+        with opened(version) as root:
+            for directory, folders, files, fd in os.fwalk(b".", dir_fd=root, onerror=unreadable):
+                for name in (*folders, *files):
+                    status = os.lstat(name, dir_fd=fd)
+                    path = os.path.join(directory, name).removeprefix(b"./")
+                    kind = readback.kind(status)
+                    yield Record(path, kind, status.st_size, 0, None, None, 0, 0, 0, 1).raw()
+
+
+def written(version: Version) -> str:
+    """The hash of the manifest that was written with *version*, by its record; "" for none."""
+    wanted = version.record.get("manifest_sha256")
+    return wanted if isinstance(wanted, str) else ""
+
+
+def _sha256(path: Path) -> str:
+    """The hash of the file at *path*; "" where it can't be read."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(fd, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
+
+
+def total(versions: list[Version]) -> int:
+    """Bytes of all files in *versions*, as their records say."""
+    sizes = [version.record.get("bytes") for version in versions]
+    return sum(size for size in sizes if isinstance(size, int))
