@@ -18,7 +18,7 @@ VM_TESTS = Path(__file__).parent / "vm"
 PROMISES = Path(__file__).parents[1] / "docs" / "promises.md"
 """Names the tests that keep the promises of the README, and which of them are in `make test`."""
 CAMPAIGN = VM_TESTS / "campaign.txt"
-"""Names the variants of tests that are in `make campaign` alone."""
+"""Names the tests, and variants of tests, that are in `make campaign` alone."""
 
 TIME_LIMIT = 300
 """Seconds for a test that says nothing else, without the building of layers."""

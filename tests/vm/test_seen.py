@@ -343,10 +343,10 @@ def resident(vm: Machine) -> float:
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("runs", [5, 20])
 def test_the_daemon_stays_small(
-    enrolled: Machine, record_property: Callable[[str, object], None]
+    enrolled: Machine, runs: int, record_property: Callable[[str, object], None]
 ) -> None:
-    runs = 20
     before = resident(enrolled)
     enrolled.stick("main").plug()
     ended(enrolled)
