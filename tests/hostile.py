@@ -29,7 +29,8 @@ METHODS = {
     "ListDrives": "", "GetDrive": "s", "GetHistory": "su", "RegisterAgent": "",
     "UnregisterAgent": "", "Run": "sa{sv}", "Verify": "sa{sv}", "Cancel": "s",
     "Eject": "s", "Survey": "sa{sv}", "Init": "sa{sv}", "Header": "s", "Passphrase": "sa{sv}",
-    "Adopt": "s", "Repair": "sa{sv}", "HandOver": "ss",
+    "Adopt": "s", "Repair": "sa{sv}", "HandOver": "ss", "Browse": "sa{sv}", "ShowOn": "sh",
+    "Close": "s",
 }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import ctypes
 import fcntl
 import math
 import os
+import stat
 import struct
 from typing import Any
 
@@ -43,6 +44,11 @@ _MOUNT_ATTR_RDONLY = 0x01
 _MOUNT_ATTR_NOSUID = 0x02
 _MOUNT_ATTR_NODEV = 0x04
 _MOUNT_ATTR_NOEXEC = 0x08
+
+_AT_STATX_DONT_SYNC = 0x4000
+_STATX_TYPE = 0x01
+_STATX = struct.Struct("=28xH98xII120x")
+"""Of ``struct statx`` (256 bytes): stx_mode, stx_rdev_major and stx_rdev_minor."""
 
 _BLKGETDISKSEQ = 0x80081280
 _BLKGETSIZE64 = 0x80081272
@@ -99,7 +105,7 @@ def syncfs(fd: int) -> None:
     _check(_libc.syncfs(ctypes.c_int(fd)), "syncfs")
 
 
-def openat2(directory: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:
+def openat2(directory: int, path: str | bytes, flags: int, resolve: int, mode: int = 0) -> int:
     """Open *path* below the descriptor *directory* under the rules *resolve* (openat2(2))."""
     how = struct.pack("=QQQ", flags | os.O_CLOEXEC, mode, resolve)
     return _syscall(
@@ -108,7 +114,7 @@ def openat2(directory: int, path: str, flags: int, resolve: int, mode: int = 0) 
         ctypes.c_char_p(os.fsencode(path)),
         ctypes.c_char_p(how),
         ctypes.c_size_t(len(how)),
-        what=path,
+        what=os.fsdecode(path),
     )
 
 
@@ -152,6 +158,21 @@ def bind_read_only(source: int, target: str, *, recursive: bool) -> None:
         )
     finally:
         os.close(tree)
+
+
+def device_number(fd: int) -> tuple[int, int] | None:
+    """Of which character device *fd* is opened, major and minor; None: of something else.
+
+    Nothing is asked of the filesystem that it lies on (statx(2), AT_STATX_DONT_SYNC).
+    """
+    found = ctypes.create_string_buffer(_STATX.size)
+    flags = _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC
+    result = _libc.statx(
+        ctypes.c_int(fd), b"", ctypes.c_int(flags), ctypes.c_uint(_STATX_TYPE), found
+    )
+    _check(result, "statx")
+    mode, major, minor = _STATX.unpack(found.raw)
+    return (major, minor) if stat.S_ISCHR(mode) else None
 
 
 def disk_sequence(fd: int) -> int:

@@ -27,6 +27,8 @@ class JobKind(StrEnum):
     """Read files back from the drive and compare them with the manifest; changes nothing."""
     RELEASE = "release"
     """Prove that a drive with which nothing is going on may be pulled."""
+    BROWSE = "browse"
+    """Show the versions to a user, read-only, until that is closed."""
 
 
 class Phase(StrEnum):
@@ -49,6 +51,8 @@ class Phase(StrEnum):
     """Files are read back from the drive."""
     SCRUBBING = "scrubbing"
     """btrfs checks every block that it uses."""
+    BROWSING = "browsing"
+    """The versions are open for a user to look at."""
     LOCKING = "locking"
     """Data is flushed, everything is unmounted and closed."""
     PROVING = "proving"

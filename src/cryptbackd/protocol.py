@@ -10,7 +10,7 @@ means that it is gone, from the daemon's side that the worker must go at once.
 message         from        descriptor
 ==============  ==========  =======================================================
 Start           daemon      none
-Key             daemon      the key's (one line, at most 512 bytes), or none
+Key             daemon      the key's (one line, at most 512 bytes), or none; see KeyWanted
 Stop            daemon      none
 PhaseChanged    worker      none
 Progressed      worker      none
@@ -56,7 +56,8 @@ class Start:
     ``entry`` is the text of the entry's TOML, where there is one.  ``options``: for a backup
     ``full`` and ``accept`` (booleans); for an init what ``cryptbackd.worker.jobs.init``
     documents, and with ``adopt`` also ``jobs.adopt``; for a change of passphrases what
-    ``jobs.passphrase`` does; for a survey ``container`` and ``size``.
+    ``jobs.passphrase`` does; for a survey ``container`` and ``size``; for browsing ``user``,
+    ``groups`` (numbers, of whom it is shown to) and ``who``, that user's name.
     ``ledger`` is what the computer remembers of the drive, if anything.
     """
 
@@ -135,7 +136,8 @@ class KeyWanted:
     ``format`` and ``first-open`` (init, the same twice), ``current``, ``new`` and ``pin``
     (changes of passphrases; there without an end of line, as each byte counts).  For
     ``recovery-key`` the descriptor is the other end of a pipe: what is written there goes to
-    whoever asked.  ``refused`` names the source whose key was wrong just now.
+    whoever asked.  For ``browse`` it is that of the mount (``/dev/fuse``) on which whoever
+    asked wants to see the versions.  ``refused`` names the source whose key was wrong just now.
     """
 
     SAY: ClassVar[str] = "key-wanted"

@@ -17,13 +17,25 @@ from cryptbackd import protocol
 from cryptbackd.model import JobKind, Outcome, Phase, Progress, RunResult
 
 
-def _wait(sock: socket.socket, cls: type[Any]) -> tuple[Any, int | None]:
+def _wait(sock: socket.socket, cls: Any) -> tuple[Any, int | None]:
     while True:
         received = protocol.receive(sock)
         if received is None:
             os._exit(1)
         if isinstance(received[0], cls):
             return received
+
+
+def _mount(sock: socket.socket) -> bool:
+    """Whether there was a mount before somebody gave up."""
+    protocol.send(sock, protocol.KeyWanted("browse"))
+    _answer, fd = _wait(sock, protocol.Key | protocol.Stop)
+    if fd is None:
+        return False
+    device = os.fstat(fd).st_rdev
+    protocol.send(sock, protocol.Said(f"got {os.major(device)}:{os.minor(device)}"))
+    os.close(fd)
+    return True
 
 
 def _do(sock: socket.socket, script: list[Any]) -> None:
@@ -54,6 +66,9 @@ def _do(sock: socket.socket, script: list[Any]) -> None:
                 assert fd is not None
                 os.write(fd, text.encode())
                 os.close(fd)
+            case ["mount"]:
+                if not _mount(sock):
+                    break
             case ["say", text, message]:
                 protocol.send(sock, protocol.Said(text, message))
             case ["stop", *unproven]:

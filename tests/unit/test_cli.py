@@ -22,7 +22,7 @@ DRIVE = {
     "device": "/dev/sda1", "phase": "", "done": 0, "total": 0, "rate": 0.0, "left": -1.0,
     "run": "", "last_outcome": "done", "last_sentence": "", "last_hint": "",
     "last_finished": 1_000_000, "last_success": 1_000_000, "warnings": [], "safe": True,
-    "problem": "",
+    "problem": "", "shown_to": "",
 }  # fmt: skip
 RESULT = {
     "id": "r1", "name": "home", "job": "backup", "seconds": 42.0, "outcome": "done",
@@ -138,6 +138,10 @@ def test_plain_takes_all_variants_away() -> None:
         ({"state": "queued"}, "waiting for its turn"),
         ({"state": "not-answering"}, "the drive does not answer"),
         ({"state": "running", "phase": "powering-off"}, "powering off"),
+        (
+            {"state": "running", "phase": "browsing", "shown_to": "me"},
+            "open for browsing by me",
+        ),
         (
             {
                 "state": "running",

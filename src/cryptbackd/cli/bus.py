@@ -46,6 +46,10 @@ class Client:
         _handle, (fd,) = await self._call(member, signature, list(body))
         return fd
 
+    async def call_with_fd(self, member: str, signature: str, fd: int, *body: Any) -> list[Any]:
+        """The answer of a method of the daemon, to which a copy of the descriptor *fd* goes."""
+        return (await self._call(member, signature, list(body), [fd]))[0]
+
     async def listen(self) -> None:
         """Hear the daemon's signals from now on, and its death."""
         self._bus.add_message_handler(self._received)
@@ -78,13 +82,20 @@ class Client:
             self._heard.put_nowait((str(message.member), plain(message.body[1])))
 
     async def _call(
-        self, member: str, signature: str, body: list[Any]
+        self, member: str, signature: str, body: list[Any], fds: list[int] | None = None
     ) -> tuple[list[Any], list[int]]:
-        reply = await self._ask(_NAME, _PATH, _INTERFACE, member, signature, body)
+        reply = await self._ask(_NAME, _PATH, _INTERFACE, member, signature, body, fds)
         return [plain(value) for value in reply.body], list(reply.unix_fds)
 
     async def _ask(
-        self, name: str, path: str, interface: str, member: str, signature: str, body: list[Any]
+        self,
+        name: str,
+        path: str,
+        interface: str,
+        member: str,
+        signature: str,
+        body: list[Any],
+        fds: list[int] | None = None,
     ) -> Message:
         if sendable(body) != body:
             raise Refused(
@@ -98,6 +109,7 @@ class Client:
             member=member,
             signature=signature,
             body=body,
+            unix_fds=fds or [],
             # Where an administrator must allow it, polkit may ask for one.
             flags=MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION,
         )

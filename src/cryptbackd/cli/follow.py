@@ -111,6 +111,8 @@ def display(as_json: bool) -> Display:
 def phase_words(drive: Values) -> str:
     """What is being done with the drive; empty when nothing is."""
     match drive["state"]:
+        case "running" if drive["shown_to"] and drive["phase"] == "browsing":
+            return f"open for browsing by {drive['shown_to']}"
         case "running":
             return str(drive["phase"]).replace("-", " ")
         case "queued":

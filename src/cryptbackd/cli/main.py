@@ -10,7 +10,19 @@ from .. import __version__
 from ..errors import Cancelled
 from .output import complain
 
-VERBS = ("init", "status", "run", "cancel", "eject", "history", "verify", "passphrase", "doctor")
+VERBS = (
+    "init",
+    "status",
+    "run",
+    "cancel",
+    "eject",
+    "history",
+    "browse",
+    "close",
+    "verify",
+    "passphrase",
+    "doctor",
+)
 """The modules of this folder that are commands, in the order of ``--help``."""
 
 

@@ -1,9 +1,9 @@
 """``org.cryptback1`` on the system bus: translates calls, and tells what is new.
 
 Messages are handled raw, since dbus-fast's services never learn the sender, by whom it is
-decided who may ask what.  No descriptor is ever taken from a client: those that come with a
-message are closed, whatever the message is.  The connection lives as long as the daemon; a
-daemon without a bus goes on without one.
+decided who may ask what.  A descriptor is taken from a client where one is said to come with
+the message (``ShowOn``); all others are closed, whatever the message is.  The connection lives
+as long as the daemon; a daemon without a bus goes on without one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ..dbus_text import sendable
 from ..errors import ConfigError, CryptbackError, Refused, UnknownDrive
 from ..model import JobKind, RunResult
 from ..text import printable
-from . import connection, interface, journal, sessions
+from . import browsing, connection, interface, journal, sessions
 from .agents import Values
 from .authority import Action, Authority, action_for
 from .history import Run
@@ -180,8 +180,11 @@ class Bus:
         message.unix_fds = list(message.unix_fds)
         if message.message_type in _REPLIES and message.reply_serial in self._awaited:
             return None
-        for fd in message.unix_fds:
-            os.close(fd)
+        call = None
+        if message.message_type is MessageType.METHOD_CALL:
+            call = self._find(message)
+        if call is None or not call.takes or message.sender not in self._enrolling:
+            _close(message)  # at once: what waits for its turn keeps nothing of a stranger's
         if message.message_type is MessageType.SIGNAL:
             self._maybe_client_left(message)
             # Later: a mistake in what it leads to would be lost in dbus-fast.
@@ -191,12 +194,12 @@ class Bus:
             if (taken := self._unread.pop(message.reply_serial or 0, None)) is not None:
                 taken()
             return None
-        call = self._find(message)
         waits = not message.flags.value & MessageFlag.NO_REPLY_EXPECTED.value
-        if call is None or not (waits or call.action is not None or call.tells):
+        if call is None or not (waits or call.takes or call.action is not None or call.tells):
             return not waits or None  # to tell something to nobody would cost and be of no use
         if self._turns.take(message.sender or "", partial(self._answer, message, call)):
             return True
+        _close(message)
         if waits:
             text = "Too many of your calls wait for an answer already."
             return Message.new_error(message, _TOO_MANY, text)
@@ -211,6 +214,12 @@ class Bus:
         return CALLS.get((message.member or "", message.signature))
 
     async def _answer(self, message: Message, call: _Call) -> None:
+        try:
+            await self._reply(message, call)
+        finally:
+            _close(message)
+
+    async def _reply(self, message: Message, call: _Call) -> None:
         bus = self._bus
         if bus is None:
             return
@@ -402,6 +411,43 @@ class Bus:
         seen = self.resolve(device) if device else None
         return _Answer("s", [self.service.repair(message.body[0], seen)])
 
+    async def browse(self, message: Message) -> _Answer:
+        """Browse."""
+        name, options = message.body
+        if options:
+            raise Refused("Browsing has no such option.")
+        values = await self._ask_bus("GetConnectionCredentials", "s", [message.sender])
+        user, process, told = browsing.credentials(_plain(values[0]))
+        groups = browsing.groups_of(user, told)
+        job = self.service.browse(name, user, groups)
+        answer = await self._minded(message, job)
+        self._tasks.start(self._end_with_login(job, user, process))
+        return answer
+
+    async def show_on(self, message: Message) -> _Answer:
+        """ShowOn; only who asked for a job says where it is shown."""
+        run, index = message.body
+        self._want_asker(message, run)
+        if index != 0 or len(message.unix_fds) != 1:
+            raise Refused("One descriptor is to come with that.")
+        self.service.show_on(run, message.unix_fds[0])
+        return _Answer("", [])
+
+    async def close_browsing(self, message: Message) -> _Answer:
+        """Close."""
+        return _Answer("as", [self.service.close(message.body[0])])
+
+    async def _end_with_login(self, job: Job, user: int, process: int) -> None:
+        """End *job* when whoever asked for it has logged out."""
+        ask = partial(self._ask_of, sessions.NAME)
+        with contextlib.suppress(Refused):  # without logind there is no logout
+            login = await browsing.Login.of(ask, user, process)
+            while not job.over.done():
+                await asyncio.wait([job.over], timeout=browsing.LOOKING)
+                if not job.over.done() and await login.is_over(ask):
+                    self.service.client_left(job)
+                    return
+
     async def _minded(self, message: Message, job: Job) -> _Answer:
         """The id of *job*, which ends with whoever asked for it."""
         try:
@@ -414,9 +460,13 @@ class Bus:
     async def hand_over(self, message: Message) -> _Answer:
         """HandOver; only who asked for a job gets its pipes."""
         run, purpose = message.body
-        if all(job.id != run for job in self._enrolling.get(message.sender or "", [])):
-            raise Refused("No passphrase is wanted from you for that.")
+        self._want_asker(message, run)
         return _Answer("h", [0], (self.service.hand_over(run, purpose),))
+
+    def _want_asker(self, message: Message, run: str) -> None:
+        """Raise Refused unless the sender asked for the job *run*."""
+        if all(job.id != run for job in self._enrolling.get(message.sender or "", [])):
+            raise Refused("Nothing is wanted from you for that.")
 
     async def introspect(self, message: Message) -> _Answer:
         """Introspect, of the standard interface."""
@@ -467,6 +517,8 @@ class _Call(NamedTuple):
     """What polkit is asked for; None: everybody may."""
     tells: bool = False
     """It is of use without an answer, too."""
+    takes: bool = False
+    """A descriptor comes with it, to be closed here once it was answered."""
 
 
 _INTROSPECT = _Call(Bus.introspect)
@@ -486,9 +538,18 @@ CALLS: dict[tuple[str, str], _Call] = {
     ("Passphrase", "sa{sv}"): _Call(Bus.passphrase, Action.MANAGE),
     ("Adopt", "s"): _Call(Bus.adopt, Action.MANAGE),
     ("Repair", "sa{sv}"): _Call(Bus.repair, Action.MANAGE),
+    ("Browse", "sa{sv}"): _Call(Bus.browse, Action.BROWSE),
+    ("ShowOn", "sh"): _Call(Bus.show_on, takes=True),  # and so is who says where it is shown
+    ("Close", "s"): _Call(Bus.close_browsing, Action.BROWSE),
     ("HandOver", "ss"): _Call(Bus.hand_over),  # a pipe is given to who asked for the job alone
 }
 """Each method and its signature, and who may call it: the table in docs/dbus.md."""
+
+
+def _close(message: Message) -> None:
+    """Close the descriptors that came with it."""
+    while message.unix_fds:
+        os.close(message.unix_fds.pop())
 
 
 def _leaving(name: str) -> str:
@@ -559,6 +620,7 @@ def drive_values(view: DriveView) -> dict[str, Variant]:
         "safe": Variant("b", view.safe),
         "problem": Variant("s", _text(view.problem)),
         "owner": Variant("s", view.owner),
+        "shown_to": Variant("s", view.shown_to),
         "reminded": Variant("t", int(view.reminded)),
     }
 

@@ -85,6 +85,20 @@ XML = """\
       <arg name="options" type="a{sv}" direction="in"/>
       <arg name="run" type="s" direction="out"/>
     </method>
+    <!-- Two steps: when the phase is `browsing`, mount, and say by ShowOn where. -->
+    <method name="Browse">
+      <arg name="name" type="s" direction="in"/>
+      <arg name="options" type="a{sv}" direction="in"/>
+      <arg name="run" type="s" direction="out"/>
+    </method>
+    <method name="ShowOn">
+      <arg name="run" type="s" direction="in"/>
+      <arg name="fuse" type="h" direction="in"/>
+    </method>
+    <method name="Close">
+      <arg name="name" type="s" direction="in"/>
+      <arg name="runs" type="as" direction="out"/>
+    </method>
     <!-- To be written to, and closed; for the purpose `recovery-key`: to be read. -->
     <method name="HandOver">
       <arg name="run" type="s" direction="in"/>

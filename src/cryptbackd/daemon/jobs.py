@@ -54,6 +54,8 @@ class Job:
     """What it said that was no message, if it was killed for that."""
     answering: bool = True
     finished: RunResult | None = None
+    mount: asyncio.Future[int] | None = None
+    """Of browsing: gets the descriptor of the mount, which is the supervisor's to close."""
     enrolled: bool = False
     """Whether an init has come so far that the drive is enrolled, whatever happens now."""
     begun: float = 0.0
@@ -71,6 +73,11 @@ class Job:
     def recorded(self) -> bool:
         """Whether it is a run, which the history and the journal know; the others are not."""
         return self.kind not in (JobKind.SURVEY, JobKind.LOOK, JobKind.RELEASE)
+
+    @property
+    def shown_to(self) -> str:
+        """The name of the user to whom it shows the versions; empty: it is something else."""
+        return str(self.options["who"]) if self.kind is JobKind.BROWSE else ""
 
     @property
     def begins_again(self) -> bool:
@@ -115,6 +122,9 @@ class Job:
             for fd in ends.values():
                 os.close(fd)
             ends.clear()
+        mount, self.mount = self.mount, None
+        if mount is not None and not mount.cancel():
+            os.close(mount.result())
 
 
 _WORK = {
@@ -126,6 +136,7 @@ _WORK = {
     JobKind.REPAIR: "while its header was repaired",
     JobKind.VERIFY: "while it was read back",
     JobKind.LOOK: "while it was looked at",
+    JobKind.BROWSE: "while its versions were open for browsing",
     JobKind.RELEASE: "while it was made ready for that",
 }
 

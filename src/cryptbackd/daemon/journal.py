@@ -32,6 +32,7 @@ MESSAGES = {
     "version_made": "4684bb2c061b4bba8a2abd616e8ead9d",
     "version_removed": "dc21daf7fafd4d718a3d81c05c57ec2d",
     "reminder": "21ce669715294c57896c9f19a187dd4a",
+    "browsing": "e1f4bd0a6f5b4ba1a2a8f1b54b3c0c57",
     "slept_unlocked": "c2cf488b45784c0e8a982cd3f87aa832",
 }
 """Message names, as the worker and the daemon use them, and their MESSAGE_ID."""

@@ -19,6 +19,7 @@ _WHAT = {
     JobKind.ADOPT: "adoption of its header",
     JobKind.REPAIR: "repair of its header",
     JobKind.VERIFY: "verification",
+    JobKind.BROWSE: "browsing",
 }
 
 

@@ -7,6 +7,7 @@ and the udev monitor only translate.  It lives as long as the daemon.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -25,7 +26,7 @@ from ..errors import (
 )
 from ..model import Device, JobKind, Outcome, Phase, RunResult, StopReason
 from ..text import ago, count, printable
-from . import entries, jobs, journal, keyslots, policy, reports, verification
+from . import browsing, entries, jobs, journal, keyslots, policy, reports, verification
 from .agents import Agents
 from .history import History, Insertion, Run
 from .jobs import Job
@@ -161,6 +162,8 @@ class Service:
         entry = self.store.get(name)
         self._want_awake()
         if self._is_busy(name):
+            if self._shown(name):
+                raise Busy(f"{name} is open for browsing.", f"`cryptback close {name}` ends that.")
             raise Busy(
                 f"Something is already going on with {name}.",
                 f"See `cryptback status {name}`; `cryptback cancel {name}` stops it.",
@@ -295,6 +298,44 @@ class Service:
         self.supervisor.submit(job)
         return job.id
 
+    def browse(self, name: str, user: int, groups: list[int]) -> Job:
+        """Show the versions on *name* to a user, on a mount that is to come through ``show_on``.
+
+        Raises UnknownDrive, ConfigError, DriveAbsent, Busy and Refused.
+        """
+        job = self._for_entry(JobKind.BROWSE, name)
+        job.options = {"user": user, "groups": groups, "who": browsing.name_of(user)}
+        job.mount = asyncio.get_running_loop().create_future()
+        self.supervisor.submit(job)
+        return job
+
+    def show_on(self, run: str, fd: int) -> None:
+        """Show what the job *run* has to show on the mount of the descriptor *fd*, which is
+        copied.  Raises Refused.
+        """
+        for job in self.supervisor.jobs():
+            if job.id == run and job.mount is not None and not job.mount.done():
+                browsing.want_mount(fd)
+                job.mount.set_result(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3))
+                return
+        raise Refused("No mount is wanted for that (any more).")
+
+    def close(self, name: str) -> list[str]:
+        """End the browsing of *name*; the ids of the jobs that end.
+
+        Raises UnknownDrive, ConfigError and Refused.
+        """
+        found = self._shown(name)
+        if not found:
+            self.store.get(name)
+            raise Refused(f"{name} is not open for browsing.")
+        for job in found:
+            self.supervisor.stop(job, StopReason.CANCEL)
+        return [job.id for job in found]
+
+    def _shown(self, name: str) -> list[Job]:
+        return [job for job in self.supervisor.jobs() if job.name == name and job.shown_to]
+
     def _for_entry(self, kind: JobKind, name: str, seen: Seen | None = None) -> Job:
         entry = self.store.get(name)
         seen = seen or self._the_one(name, entry)
@@ -381,6 +422,7 @@ class Service:
             safe=state is State.IDLE and device is not None and self._may_unplug(device),
             problem=problem,
             owner=_owner(entry, job),
+            shown_to=job.shown_to if job is not None else "",
             reminded=self.timetable.reminded(name),
         )
 
@@ -539,6 +581,9 @@ class Service:
         self._want_awake()
         going_on = self.supervisor.on_disk(seen.device.diskseq)
         if going_on:
+            if going_on[0].shown_to:
+                name = going_on[0].name
+                raise Busy(f"{name} is open for browsing.", f"`cryptback close {name}` ends that.")
             raise Busy(
                 f"A job for {going_on[0].name} is going on with this drive.",
                 "See `cryptback status`.",

@@ -36,6 +36,40 @@ async def local_users(ask: Ask) -> frozenset[int]:
     return frozenset(found)
 
 
+async def of_process(ask: Ask, process: int) -> str:
+    """The login that a process belongs to; empty where it belongs to none."""
+    try:
+        (path,) = await ask(_PATH, _MANAGER, "GetSessionByPID", "u", [process])
+    except Refused:
+        return ""
+    return str(path) if await is_open(ask, path) else ""
+
+
+async def is_open(ask: Ask, session: str) -> bool:
+    """Whether a session is a login that has not ended."""
+    try:
+        (values,) = await ask(session, "org.freedesktop.DBus.Properties", "GetAll", "s", [_SESSION])
+    except Refused:
+        return False
+    return is_login({key: value.value for key, value in values.items()})
+
+
+async def is_logged_in(ask: Ask, user: int) -> bool:
+    """Whether a user has a login that has not ended; raises Refused when logind can't tell."""
+    (sessions,) = await ask(_PATH, _MANAGER, "ListSessions", "", [])
+    return any([await is_open(ask, path) for _id, uid, *_rest, path in sessions if uid == user])
+
+
+def is_login(session: Mapping[str, Any]) -> bool:
+    """Whether the *session* with these properties is a login that has not ended.
+
+    What somebody leaves running keeps a session there long after that: as "closing".  And the
+    user's own service manager, which may run without any login, counts as one there, too.
+    """
+    manager = str(session.get("Class", "")).startswith("manager")
+    return session.get("State") != "closing" and not manager
+
+
 def is_active_local(session: Mapping[str, Any]) -> bool:
     """Whether somebody sits in front of the *session* with these properties.
 

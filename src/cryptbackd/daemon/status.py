@@ -54,6 +54,8 @@ class DriveView:
     problem: str = ""
     owner: str = ""
     """Whose it is; empty: everybody's who sits at the computer."""
+    shown_to: str = ""
+    """The user for whom its versions are open; empty: they are not."""
     reminded: float = 0.0
     """When it was last said that it has not been backed up for long, if that is still so."""
 
@@ -72,6 +74,8 @@ def _busy(view: DriveView) -> str:
         return f"{view.name}: the drive does not answer"
     if view.state is State.QUEUED or view.phase is None:
         return f"{view.name}: waiting for its turn"
+    if view.phase is Phase.BROWSING:
+        return f"{view.name}: open for browsing by {view.shown_to}"
     words = f"{view.name}: {view.phase.value.replace('-', ' ')}"
     progress = view.progress
     if progress is None or progress.total <= 0:

@@ -31,6 +31,8 @@ from .worker_process import WorkerProcess
 _ASLEEP = "The computer goes to sleep or shuts down."
 _UDEV_IS_LATE = 2.0
 """Seconds between the first errors of a drive that is pulled and udev's event, at most."""
+_MOUNTING = 60.0
+"""Seconds that whoever wants to browse has to mount it."""
 _LET_GO = (Phase.POWERING_OFF, Phase.FINISHED)
 """Phases in which nothing of the drive is needed any more: it may leave, or is made to."""
 
@@ -282,6 +284,9 @@ class Supervisor:
                 journal.Priority.WARNING,
                 "key_source_failed",
             )
+        if wanted.purpose == "browse":
+            await self._give_mount(job)
+            return
         if wanted.purpose != "open":
             fd = job.enrolment.pop(wanted.purpose, None)
             if fd is None:
@@ -297,6 +302,21 @@ class Supervisor:
         self._say(job, f"A passphrase came from the source “{key.source}”.")
         job.worker.send(protocol.Key(key.source, key.token), key.fd)
         key.close()
+
+    async def _give_mount(self, job: Job) -> None:
+        """Pass on the descriptor of the mount, as soon as whoever asked has it."""
+        assert job.worker is not None
+        assert job.mount is not None
+        try:
+            async with asyncio.timeout(_MOUNTING):
+                fd = await asyncio.shield(job.mount)
+        except TimeoutError:
+            self._say(job, "Nobody mounted it in time.", journal.Priority.WARNING)
+            self.stop(job, StopReason.CANCEL)
+            return
+        job.mount = None
+        job.worker.send(protocol.Key("mount"), fd)
+        os.close(fd)
 
     def _key_failed(self, job: Job, _name: str, exc: SourceFailed) -> None:
         self._say(job, str(exc), journal.Priority.WARNING, "key_source_failed")

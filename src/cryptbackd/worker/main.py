@@ -121,6 +121,8 @@ def _job(start: Start) -> Callable[[Start, Control], RunResult]:
             from .jobs.adopt import adopt as job
         case JobKind.REPAIR:
             from .jobs.repair import repair as job
+        case JobKind.BROWSE:
+            from .jobs.browse import browse as job
         case JobKind.LOOK:
             from .jobs.look import look as job
         case JobKind.VERIFY:

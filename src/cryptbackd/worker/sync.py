@@ -266,7 +266,7 @@ class _Rsync:
                 with child(argv, pass_fds=[args_fd]) as rsync:
                     status = self._follow(rsync)
         finally:
-            _end_everything_else()
+            end_everything_else()
         self._check_unchanged()
         self._judge(status)
 
@@ -396,7 +396,7 @@ def _at_home(path: str) -> str:
     return path.removeprefix(_SOURCE)
 
 
-def _end_everything_else() -> None:
+def end_everything_else() -> None:
     """Kill and reap whatever else lives in our PID namespace: a reader may outlive its writer
     by a moment, and we are its reaper (pid_namespaces(7)).
     """

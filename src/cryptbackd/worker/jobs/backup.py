@@ -101,10 +101,12 @@ def unlocked(
     control: Control,
     *,
     read_only: bool = False,
+    untouched: bool = False,
 ) -> Iterator[Mounted]:
     """The whole stack of an enrolled drive, as the tree inside the container.
 
-    *read_only*: the filesystem in the container is only looked at.
+    *read_only*: the filesystem in the container is only looked at; *untouched*: nothing at all
+    is written on the drive, not even what a filesystem would put right when it is mounted.
     """
     with ExitStack() as stack:
         if entry.container is None:
@@ -113,13 +115,15 @@ def unlocked(
             stack.callback(os.close, file)
             device_of_loop = None
         else:
-            drive = stack.enter_context(outer(device, place / "drive"))
-            file = stack.enter_context(container(drive, entry.container))
+            drive = stack.enter_context(outer(device, place / "drive", look_only=untouched))
+            access = os.O_RDONLY if untouched else os.O_RDWR
+            file = stack.enter_context(container(drive, entry.container, access))
             device_of_loop = stack.enter_context(loop([file]))
             backing = device_of_loop.node
         # Nothing of the drive's own header is needed to open it.
         try:
-            own_header.settle(name, header, file, control)
+            if not untouched:
+                own_header.settle(name, header, file, control)
             difference = headers.difference(header, file)
         except DriveFailed as exc:
             difference = exc.sentence
@@ -130,12 +134,12 @@ def unlocked(
                 "header_differs",
             )
         control.phase(Phase.UNLOCKING)
-        volume = stack.enter_context(luks(backing, name, header, control))
+        volume = stack.enter_context(luks(backing, name, header, control, read_only=untouched))
         if device_of_loop is not None:
             device_of_loop.hand_over()
         control.say(f"unlocked with the passphrase from {printable(volume.key_source)}.")
         control.phase(Phase.MOUNTING)
-        tree = stack.enter_context(inner(volume, place / "tree", read_only=read_only))
+        tree = stack.enter_context(inner(volume, place / "tree", read_only=read_only or untouched))
         yield attrs.evolve(tree, beneath=(file,) if device_of_loop is not None else ())
 
 

@@ -35,6 +35,8 @@ _MAKE = {
 SMALLEST = {"btrfs": 128 << 20, "ext4": 32 << 20, "xfs": 320 << 20}
 """Bytes below which mkfs refuses, or what it makes holds nothing, header not counted."""
 
+_BROKEN_OFF = "After a run that was broken off, the next run puts that right: begin one."
+
 
 @contextmanager
 def inner(volume: Volume, where: Path, *, read_only: bool = False) -> Iterator[Mounted]:
@@ -49,8 +51,10 @@ def inner(volume: Volume, where: Path, *, read_only: bool = False) -> Iterator[M
         )
     _check_length(volume, found)
     what = f"The {fstype} filesystem in the container"
-    options = f"ro,{OPTIONS[fstype]}" if read_only else OPTIONS[fstype]
-    with mounted(volume.node, volume.devno, where, fstype, options, what) as filesystem:
+    options, hint = OPTIONS[fstype], ""
+    if read_only:
+        options, hint = f"ro,{options}", _BROKEN_OFF
+    with mounted(volume.node, volume.devno, where, fstype, options, what, hint) as filesystem:
         bdi = Path("/sys/fs/btrfs", found.get("UUID", "-"), "bdi")
         cap_dirty_pages(bdi.resolve().name if bdi.exists() else volume.devno)
         try:

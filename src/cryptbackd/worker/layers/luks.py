@@ -42,7 +42,13 @@ class Volume:
 
 @contextmanager
 def luks(
-    backing: str, name: str, header: Header, control: Control, purpose: str = "open"
+    backing: str,
+    name: str,
+    header: Header,
+    control: Control,
+    purpose: str = "open",
+    *,
+    read_only: bool = False,
 ) -> Iterator[Volume]:
     """Unlock the volume on the block device *backing* while the block runs.
 
@@ -57,7 +63,7 @@ def luks(
         )
     with sealed(header) as header_fd, sweep.noted(name):
         try:
-            source = _unlock(backing, mapping, header_fd, control, purpose)
+            source = _unlock(backing, mapping, header_fd, control, purpose, read_only)
             held = os.open(f"/dev/mapper/{mapping}", os.O_RDONLY | os.O_CLOEXEC)
             run([DMSETUP, "remove", "--deferred", "--noudevsync", mapping])
         except BaseException:
@@ -80,7 +86,9 @@ def luks(
                 )
 
 
-def _unlock(backing: str, mapping: str, header_fd: int, control: Control, purpose: str) -> str:
+def _unlock(
+    backing: str, mapping: str, header_fd: int, control: Control, purpose: str, read_only: bool
+) -> str:
     refused = ""
     while True:
         key, fd = control.key(purpose, refused)
@@ -88,7 +96,7 @@ def _unlock(backing: str, mapping: str, header_fd: int, control: Control, purpos
         token = ["--token-only", "--token-id", str(key.token)]
         words = token if key.token >= 0 else ["--disable-external-tokens"]
         argv = [CRYPTSETUP, "open", "--type", "luks2", "--header", f"/proc/self/fd/{header_fd}"]
-        argv += ["--tries", "1", *words, backing, mapping]
+        argv += ["--tries", "1", *(["--readonly"] if read_only else []), *words, backing, mapping]
         try:
             ended = run(
                 argv,

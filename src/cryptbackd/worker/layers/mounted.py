@@ -80,19 +80,20 @@ class Mounted:
 
 @contextmanager
 def mounted(
-    node: str, devno: str, where: Path, fstype: str, options: str, what: str
+    node: str, devno: str, where: Path, fstype: str, options: str, what: str, hint: str = ""
 ) -> Iterator[Mounted]:
     """Mount *node*, known to be the device *devno*, at *where* while the block runs.
 
-    *what* names the filesystem in sentences.  Raises DriveFailed when it can't be mounted,
-    when something else turns out to be mounted there, or when leaving can't be proven.
+    *what* names the filesystem in sentences, *hint* says what to do where it can't be mounted.
+    Raises DriveFailed then, when something else turns out to be mounted there, or when leaving
+    can't be proven.
     """
     where.mkdir(mode=0o700)
     try:
         what_and_where = ["--source", node, "--target", str(where)]
         run([MOUNT, "--types", fstype, "--options", options, *what_and_where], deadline=120)
     except ToolFailed as exc:
-        raise DriveFailed(f"{what} can't be mounted: {exc.sentence}") from exc
+        raise DriveFailed(f"{what} can't be mounted: {exc.sentence}", hint) from exc
     read_only = "ro" in options.split(",")
     try:
         fd = os.open(where, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
