@@ -5,6 +5,7 @@ The commands are taken out of the README word by word: what it promises is what 
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from pathlib import Path
@@ -24,6 +25,14 @@ def commands(title: str) -> list[str]:
     if block is None:
         raise LookupError(f"the README has no block of commands after: {title}")
     return block[1].splitlines()
+
+
+def from_page(page: str, name: str) -> list[str]:
+    """The lines of a block of commands of a recovery kit's page."""
+    block = re.search(rf'<pre id="{re.escape(name)}">(.*?)</pre>', page, re.DOTALL)
+    if block is None:
+        raise LookupError(f"the page has no commands called {name}")
+    return html.unescape(block[1]).splitlines()
 
 
 VARIABLES = "/run/by-hand"

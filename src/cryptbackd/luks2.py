@@ -25,6 +25,8 @@ FIELDS = struct.Struct(">6sHQQ48s32s64s40s48sQ184s64s")
 """Magic, version, size, seqid, label, checksum's name, salt, UUID, subsystem, offset, (nothing),
 checksum.
 """
+CIPHER = "aes-xts-plain64"
+KEY_BYTES = 64
 TPM2 = "systemd-tpm2"
 FIDO2 = "systemd-fido2"
 RECOVERY = "systemd-recovery"
@@ -66,6 +68,21 @@ class Metadata:
     size: int
     seqid: int
     uuid: str
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the volume; see :func:`fingerprint`.  Raises ForgedDrive."""
+        try:
+            segment, digest = self.json["segments"]["0"], self.json["digests"]["0"]
+            sector_size, offset = segment["sector_size"], int(segment["offset"])
+            return fingerprint(digest["digest"], digest["salt"], sector_size, offset)
+        except (KeyError, ValueError, TypeError) as exc:
+            raise forged(f"it can't be understood ({printable(str(exc), 60)})") from exc
+
+    @property
+    def detached(self) -> bool:
+        """Whether the data begins where the drive does: there is no header on it."""
+        return str(self.json.get("segments", {}).get("0", {}).get("offset", "")) == "0"
 
     @property
     def tokens(self) -> tuple[Token, ...]:
@@ -112,6 +129,15 @@ def _metadata(raw: bytes, offset: int, magic: bytes) -> Metadata:
     text = area[_BINARY:].split(b"\0", 1)[0]
     uuid = fields[7].rstrip(b"\0").decode("ascii")
     return Metadata(json.loads(text), size, fields[3], uuid)
+
+
+def fingerprint(digest: str, salt: str, sector_size: int, offset: int) -> str:
+    """What stays the same as long as the volume key does: SHA-256, hexadecimal.
+
+    Of the *digest* of the volume key, its *salt*, and how the data is encrypted and where.
+    """
+    facts = (digest, salt, CIPHER, KEY_BYTES, sector_size, offset)
+    return hashlib.sha256("\n".join(map(str, facts)).encode()).hexdigest()
 
 
 def typed(keyslots: Iterable[int], tokens: Iterable[Token]) -> set[int]:

@@ -15,6 +15,8 @@ STATE = Path("/var/lib/cryptbackd")
 HISTORY = STATE / "history.db"
 HEADERS = STATE / "headers"
 """The LUKS2 header of each entry, as enrolled: mode 0600, never the drive's own."""
+KITS = STATE / "kits"
+"""One file an entry of which there is a recovery kit; see ``cryptbackd.kits``."""
 UUIDS = STATE / "uuids"
 """One empty file a known filesystem UUID: what the udev rules test for."""
 

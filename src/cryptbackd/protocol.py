@@ -135,9 +135,11 @@ class KeyWanted:
     ``purpose`` is ``open`` (any source), or what whoever asked for the job hands over:
     ``format`` and ``first-open`` (init, the same twice), ``current``, ``new`` and ``pin``
     (changes of passphrases; there without an end of line, as each byte counts).  For
-    ``recovery-key`` the descriptor is the other end of a pipe: what is written there goes to
-    whoever asked.  For ``browse`` it is that of the mount (``/dev/fuse``) on which whoever
-    asked wants to see the versions.  ``refused`` names the source whose key was wrong just now.
+    ``recovery-key`` and ``header`` (of a drive that is to have none) the descriptor is the other
+    end of a pipe: what is written there goes to whoever asked, who tells by ``kit`` what was
+    kept of it.  By ``stored-header`` such a one comes back, for a drive that is enrolled again.
+    For ``browse`` it is that of the mount (``/dev/fuse``) on which whoever asked wants to see the
+    versions.  ``refused`` names the source whose key was wrong just now.
     """
 
     SAY: ClassVar[str] = "key-wanted"

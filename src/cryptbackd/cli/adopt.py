@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
+from io import BytesIO
 
 import attrs
 import click
 
+from .. import luks2
 from ..errors import ForgedDrive, Refused
+from ..text import printable
 from . import ask, bus, follow, output
 from .bus import Values
 from .init import Plan
+
+_LONGEST = 16 << 20
+"""Bytes of a header as cryptsetup makes it."""
 
 
 @attrs.frozen
@@ -45,7 +53,8 @@ def adopt(choice: Choice) -> int:
 
 def enrol_again(plan: Plan) -> int:
     """Enrol the drive by the header that is on it; the exit code."""
-    found = asyncio.run(_survey(plan))
+    header = b"" if plan.header is None else _header(plan.header)
+    found = asyncio.run(_survey(plan)) if plan.header is None else _given(plan, header)
     where = found["container"] or found["device"]
     tell(plan.as_json, f"{where} has an encrypted container with the fingerprint")
     tell(plan.as_json, f"  {found['fingerprint']}")
@@ -55,7 +64,7 @@ def enrol_again(plan: Plan) -> int:
         output.dump({"event": "survey", **found})
     want_agreement(plan.yes, plan.as_json)
     passphrase = ask.current("Its passphrase", plan.passphrase_fd)
-    result = asyncio.run(_enrol_again(plan, found["fingerprint"], passphrase))
+    result = asyncio.run(_enrol_again(plan, found["fingerprint"], passphrase, header))
     return finish(result, plan.as_json)
 
 
@@ -108,13 +117,31 @@ async def _survey(plan: Plan) -> Values:
     return found
 
 
-async def _enrol_again(plan: Plan, fingerprint: str, passphrase: bytes) -> Values:
+def _header(path: str) -> bytes:
+    """The file of a recovery kit; raises Refused."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(_LONGEST)
+    except OSError as exc:
+        raise Refused(f"{printable(path)} can't be read: {exc.strerror}.") from exc
+
+
+def _given(plan: Plan, header: bytes) -> Values:
+    """What is known of the volume of a header that is handed over, as a survey tells it."""
+    fingerprint = luks2.first(BytesIO(header)).fingerprint
+    container = plan.container or "backup.luks"
+    return {"container": container, "device": plan.device, "fingerprint": fingerprint}
+
+
+async def _enrol_again(plan: Plan, fingerprint: str, passphrase: bytes, header: bytes) -> Values:
     options = {**plan.options(), **bus.options(fingerprint=fingerprint)}
     async with bus.connected() as client:
         await client.listen()
         shown = follow.display(plan.as_json)
         (run,) = await client.call("Init", "sa{sv}", plan.device, options)
         output.begun(plan.name, run, plan.as_json)
+        if header:
+            await _hand_over(client, run, header)
         await ask.hand_over(client, run, {"current": passphrase})
         result = (await follow.follow(client, plan.name, [run], shown))[run]
         if not plan.run or result["outcome"] not in ("done", "warnings"):
@@ -124,3 +151,14 @@ async def _enrol_again(plan: Plan, fingerprint: str, passphrase: bytes) -> Value
         (run,) = await client.call("Run", "sa{sv}", plan.name, {})
         output.begun(plan.name, run, plan.as_json)
         return (await follow.follow(client, plan.name, [run], shown))[run]
+
+
+async def _hand_over(client: bus.Client, run: str, header: bytes) -> None:
+    """Give the worker the *header* as soon as it takes it."""
+    fd = await client.call_for_fd("HandOver", "ss", run, "stored-header")
+
+    def write() -> None:
+        with contextlib.suppress(BrokenPipeError), os.fdopen(fd, "wb") as pipe:
+            pipe.write(header)
+
+    asyncio.get_running_loop().run_in_executor(None, write)

@@ -50,6 +50,11 @@ class Client:
         """The answer of a method of the daemon, to which a copy of the descriptor *fd* goes."""
         return (await self._call(member, signature, list(body), [fd]))[0]
 
+    async def answer_and_fd(self, member: str, signature: str, *body: Any) -> tuple[Any, int]:
+        """What a method answers, and the descriptor that goes with it, the caller's to close."""
+        (answer, _handle), (fd,) = await self._call(member, signature, list(body))
+        return answer, fd
+
     async def listen(self) -> None:
         """Hear the daemon's signals from now on, and its death."""
         self._bus.add_message_handler(self._received)

@@ -62,12 +62,7 @@ def _taken(name: str) -> str:
 def forget(name: str, as_json: bool) -> int:
     """Remove the credentials of the drive; the exit code."""
     check_name(name)
-    removed = []
-    for directory in (paths.ENCRYPTED_CREDENTIALS, paths.CREDENTIALS):
-        file = directory / f"cryptback.{name}"
-        with suppress(FileNotFoundError):
-            file.unlink()
-            removed.append(str(file))
+    removed = remove(name)
     if as_json:
         output.dump({"event": "forgotten", "name": name, "files": removed})
         return output.DONE
@@ -79,6 +74,17 @@ def forget(name: str, as_json: bool) -> int:
         output.say("Its TPM2 still opens the drive. That ends by")
         output.say(f"  cryptback passphrase {name} remove --what tpm2")
     return output.DONE
+
+
+def remove(name: str) -> list[str]:
+    """Remove the credentials of the drive; which files these were."""
+    removed = []
+    for directory in (paths.ENCRYPTED_CREDENTIALS, paths.CREDENTIALS):
+        file = directory / f"cryptback.{name}"
+        with suppress(FileNotFoundError):
+            file.unlink()
+            removed.append(str(file))
+    return removed
 
 
 def _has_tpm2(name: str) -> bool:

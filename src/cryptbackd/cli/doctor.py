@@ -35,6 +35,9 @@ def _doctor(name: str, device: str | None, yes: bool, as_json: bool) -> int:
         found = asyncio.run(adopt.look(name))
         if as_json:
             output.dump({"event": "header", **found})
+        if found["detached"]:
+            adopt.tell(as_json, f"{name} has no header of its own, as was asked for.")
+            return output.DONE
         if not found["difference"]:
             adopt.tell(as_json, f"The header on {name} is the stored one: nothing is wrong.")
             return output.DONE

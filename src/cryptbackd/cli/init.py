@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import click
@@ -19,6 +20,9 @@ from ..errors import CryptbackError, Refused
 from ..text import parse_size, printable, size
 from . import ask, bus, follow, output
 from .bus import Values
+
+if TYPE_CHECKING:
+    from .kit import Places
 
 
 def _size(_context: click.Context, _option: click.Parameter, value: str | None) -> int | None:
@@ -47,6 +51,9 @@ class Plan:
     pbkdf_memory: int | None
     pbkdf_iterations: int | None
     adopt: bool
+    detached: bool
+    kit: str | None
+    header: str | None
     as_json: bool
 
     def options(self) -> dict[str, Any]:
@@ -65,6 +72,8 @@ class Plan:
             pbkdf_memory=None if self.pbkdf_memory is None else self.pbkdf_memory * 1024,
             pbkdf_iterations=self.pbkdf_iterations,
             adopt=self.adopt or None,
+            detached=self.detached or None,
+            header=self.header is not None or None,
         )
 
 
@@ -113,6 +122,17 @@ class Plan:
 @click.option(
     "--adopt", is_flag=True, help="Enrol a drive again that has a backup: what is on it stays."
 )
+@click.option(
+    "--detached-header",
+    "detached",
+    is_flag=True,
+    help="Write no header to the drive: it is on this computer and in the recovery kit alone.",
+)
+@click.option("--kit", metavar="DIR", help="Write the recovery kit to this directory.")
+@click.option(
+    "--header", metavar="FILE", help="With --adopt: the header from the recovery kit, where the"
+    " drive has none."
+)  # fmt: skip
 @click.option("--no-run", is_flag=True, help="Don't make the first backup now.")
 @click.option("--yes", is_flag=True, help="Don't ask; for scripts.")
 @output.pbkdf_memory_option
@@ -130,6 +150,9 @@ def init(
     owner: str | None,
     passphrase_fd: int | None,
     adopt: bool,
+    detached: bool,
+    kit: str | None,
+    header: str | None,
     no_run: bool,
     yes: bool,
     pbkdf_memory: int | None,
@@ -157,6 +180,9 @@ def init(
         pbkdf_memory,
         pbkdf_iterations,
         adopt,
+        detached,
+        kit,
+        header,
         as_json,
     )
     output.finish(lambda: _init(plan), as_json)
@@ -177,14 +203,39 @@ def _init(plan: Plan) -> int:
         for problem in others:
             output.complain(CryptbackError(problem["sentence"], problem["hint"]))
         raise Refused(first["sentence"], first["hint"])
+    directory = plan.kit
+    if plan.detached and directory is None:
+        directory = click.prompt("A directory for the recovery kit, not on this drive")
     if not plan.yes and not click.confirm("Go on?"):
         raise Refused("Nothing was changed.")
-    result = asyncio.run(_enrol(plan, ask.new("Passphrase for the drive", plan.passphrase_fd)))
+    if directory is None:
+        result = asyncio.run(_enrol(plan, ask.new("Passphrase for the drive", plan.passphrase_fd)))
+        return _finish(plan, result)
+    return _with_kit(plan, directory)
+
+
+def _finish(plan: Plan, result: Values) -> int:
     if plan.as_json:
         output.dump({"event": "result", **result})
     else:
         _tell(plan, result)
     return output.exit_code(result)
+
+
+def _with_kit(plan: Plan, directory: str) -> int:
+    """Enrol the drive, and write its kit: before anything counts, or when all is done."""
+    from . import kit
+
+    kits = kit.Plan(plan.name, Path(os.path.abspath(directory)), False, plan.as_json)
+    with kit.places(kits) as places:
+        passphrase = ask.new("Passphrase for the drive", plan.passphrase_fd)
+        result = asyncio.run(_enrol(plan, passphrase, places if plan.detached else None))
+        code = _finish(plan, result)
+        if not plan.detached and result["outcome"] in ("done", "warnings"):
+            kit.write_for(kits, places)
+        elif places.page.kept:
+            kit.tell(kits, {"problem": ""}, "")
+    return code
 
 
 async def _survey(plan: Plan) -> Values:
@@ -194,17 +245,34 @@ async def _survey(plan: Plan) -> Values:
     return found
 
 
-async def _enrol(plan: Plan, passphrase: bytes) -> Values:
+async def _enrol(plan: Plan, passphrase: bytes, places: Places | None = None) -> Values:
     async with bus.connected() as client:
         await client.listen()
         (run_id,) = await client.call("Init", "sa{sv}", plan.device, plan.options())
+        taking = None if places is None else await _take_header(client, run_id, places)
         line = passphrase + b"\n"
         await ask.hand_over(client, run_id, {"format": line, "first-open": line})
         del passphrase, line
         if plan.as_json:
             output.dump({"event": "begun", "name": plan.name, "run": run_id})
         results = await follow.follow(client, plan.name, [run_id], follow.display(plan.as_json))
-    return results[run_id]
+        result = results[run_id]
+        if taking is not None and places is not None:
+            await taking
+            if result["outcome"] not in ("done", "warnings"):
+                from . import kit
+
+                await kit.take_back_unless_enrolled(plan.name, places)
+    return result
+
+
+async def _take_header(client: bus.Client, run: str, places: Places) -> asyncio.Future[Any]:
+    """Write the kit as soon as the header comes."""
+    from . import kit
+
+    header = await client.call_for_fd("HandOver", "ss", run, "header")
+    kept = await client.call_for_fd("HandOver", "ss", run, "kit")
+    return asyncio.get_running_loop().run_in_executor(None, kit.take, header, kept, places)
 
 
 def _check(plan: Plan) -> None:
@@ -212,6 +280,14 @@ def _check(plan: Plan) -> None:
     check_name(plan.name)
     if plan.format == "luks" and plan.container is not None:
         raise Refused("With --format luks there is no container file.", "Leave out --container.")
+    if plan.detached and (plan.adopt or plan.format == "luks"):
+        raise Refused("--detached-header is for a new container that is a file.")
+    if plan.detached and plan.kit is None:
+        output.want_somebody_for("--kit DIR")
+    if plan.header is not None and not plan.adopt:
+        raise Refused("--header is for --adopt.")
+    if plan.adopt and plan.kit is not None:
+        raise Refused("With --adopt no kit is written.", f"cryptback kit {plan.name}")
     if plan.adopt and (plan.format or plan.size):
         raise Refused("With --adopt nothing is made.", "Leave out --format and --size.")
     for path in plan.include:
@@ -250,6 +326,11 @@ def _show(plan: Plan, found: Values) -> None:
             f"An encrypted file {plan.container or 'backup.luks'} of {size(length)} will be made"
             f" on it, with {plan.filesystem} inside."
         )
+    if plan.detached:
+        output.say(
+            "It is filled with random data, and NO HEADER is written to the drive: the header"
+        )
+        output.say("will be on this computer and in the recovery kit. If both are lost, so is all.")
     output.say(f"Backed up will be: {', '.join(plan.include)}")
 
 

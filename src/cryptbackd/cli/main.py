@@ -21,6 +21,8 @@ VERBS = (
     "close",
     "verify",
     "passphrase",
+    "kit",
+    "forget",
     "doctor",
 )
 """The modules of this folder that are commands, in the order of ``--help``."""

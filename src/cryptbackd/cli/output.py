@@ -70,6 +70,12 @@ def want_somebody(as_json: bool) -> None:
         )
 
 
+def want_somebody_for(option: str) -> None:
+    """Raise Refused where nobody can be asked for what *option* would say."""
+    if not sys.stdin.isatty():
+        raise Refused("Nobody can be asked, as this is no terminal.", f"Say {option}.")
+
+
 def finish(verb: Callable[[], int], as_json: bool) -> None:
     """Do *verb* and leave the program with its exit code."""
     try:

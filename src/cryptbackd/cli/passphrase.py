@@ -127,15 +127,14 @@ def _passphrase(plan: _Plan, choice: adopt.Choice, adopting: bool) -> int:
     ask.want_terminal("--passphrase-fd", plan.passphrase_fd)
     if plan.action == "remember":
         return credential.remember(plan.name, plan.passphrase_fd, plan.as_json)
-    asyncio.run(_want_here(plan.name))
+    asyncio.run(want_here(plan.name))
     if adopting:
         return adopt.adopt(choice)
     result, recovery = asyncio.run(_change(plan, _secrets(plan)))
     code = adopt.finish(result, plan.as_json)
     done = result["outcome"] in ("done", "warnings")
     if recovery and not done:
-        adopt.tell(plan.as_json, "The key may open the drive all the same, from the next plug on.")
-        adopt.tell(plan.as_json, "Keep it, or take it away: `remove --what recovery-key`.")
+        _tell_doubt(plan.as_json)
     if done or recovery:
         _afterwards(plan, recovery)
     return code
@@ -157,7 +156,7 @@ def _check(plan: _Plan, adopting: bool) -> None:
         ask.want_terminal("--pin-fd", plan.pin_fd)
 
 
-async def _want_here(name: str) -> None:
+async def want_here(name: str) -> None:
     """Nobody is to type for a drive that isn't here."""
     async with bus.connected() as client:
         (drive,) = await client.call("GetDrive", "s", name)
@@ -214,7 +213,7 @@ async def _change(plan: _Plan, secrets: dict[str, bytes]) -> tuple[Values, str]:
 
 def _afterwards(plan: _Plan, recovery: str) -> None:
     if plan.action == "recovery-key":
-        _show_once(plan, recovery)
+        _show_once(plan.name, recovery, plan.as_json)
     stored = [d for d in (paths.ENCRYPTED_CREDENTIALS, paths.CREDENTIALS)
               if os.path.exists(d / f"cryptback.{plan.name}")]  # fmt: skip
     if plan.action in ("change", "remove") and plan.what == "passphrase" and stored:
@@ -222,14 +221,41 @@ def _afterwards(plan: _Plan, recovery: str) -> None:
         adopt.tell(plan.as_json, f"  cryptback passphrase {plan.name} remember")
 
 
-def _show_once(plan: _Plan, recovery: str) -> None:
+def recovery_key(name: str, passphrase_fd: int | None, as_json: bool) -> tuple[Values, str]:
+    """Make a recovery key, for whoever has a place for it: how that ended, and the key."""
+    what = ("recovery-key", "passphrase")
+    plan = _Plan(name, *what, passphrase_fd, None, False, None, None, None, as_json)
+    result, recovery = asyncio.run(_change(plan, _secrets(plan)))
+    if not recovery and result["outcome"] in ("done", "warnings"):
+        raise _lost(name)
+    return result, recovery
+
+
+def tell_key(name: str, recovery: str, as_json: bool, *, sure: bool) -> None:
+    """Show a key that could not be put where it was to be; *sure*: it opens the drive."""
+    if recovery:
+        if not sure:
+            _tell_doubt(as_json)
+        _show_once(name, recovery, as_json)
+
+
+def _tell_doubt(as_json: bool) -> None:
+    adopt.tell(as_json, "The key may open the drive all the same, from the next plug on.")
+    adopt.tell(as_json, "Keep it, or take it away: `remove --what recovery-key`.")
+
+
+def _lost(name: str) -> Refused:
+    return Refused(
+        "The recovery key was made, but it did not arrive here.",
+        f"cryptback passphrase {name} remove --what recovery-key",
+    )
+
+
+def _show_once(name: str, recovery: str, as_json: bool) -> None:
     if not recovery:
-        raise Refused(
-            "The recovery key was made, but it did not arrive here.",
-            f"cryptback passphrase {plan.name} remove --what recovery-key",
-        )
-    if plan.as_json:
-        output.dump({"event": "recovery-key", "name": plan.name, "key": recovery})
+        raise _lost(name)
+    if as_json:
+        output.dump({"event": "recovery-key", "name": name, "key": recovery})
         return
     output.say("This recovery key opens the drive on any computer. It is shown only now:")
     output.say("")

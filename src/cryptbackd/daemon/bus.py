@@ -448,6 +448,20 @@ class Bus:
                     self.service.client_left(job)
                     return
 
+    async def kit(self, message: Message) -> _Answer:
+        """Kit."""
+        facts, header = await self.service.kit(message.body[0])
+        return _Answer("sh", [json.dumps(facts), 0], (header,))
+
+    async def kit_written(self, message: Message) -> _Answer:
+        """KitWritten."""
+        self.service.kit_written(message.body[0], message.body[1])
+        return _Answer("", [])
+
+    async def forget(self, message: Message) -> _Answer:
+        """Forget."""
+        return _Answer("s", [json.dumps(attrs.asdict(self.service.forget(message.body[0])))])
+
     async def _minded(self, message: Message, job: Job) -> _Answer:
         """The id of *job*, which ends with whoever asked for it."""
         try:
@@ -541,6 +555,9 @@ CALLS: dict[tuple[str, str], _Call] = {
     ("Browse", "sa{sv}"): _Call(Bus.browse, Action.BROWSE),
     ("ShowOn", "sh"): _Call(Bus.show_on, takes=True),  # and so is who says where it is shown
     ("Close", "s"): _Call(Bus.close_browsing, Action.BROWSE),
+    ("Kit", "s"): _Call(Bus.kit, Action.MANAGE),
+    ("KitWritten", "ss"): _Call(Bus.kit_written, Action.MANAGE),
+    ("Forget", "s"): _Call(Bus.forget, Action.MANAGE),
     ("HandOver", "ss"): _Call(Bus.hand_over),  # a pipe is given to who asked for the job alone
 }
 """Each method and its signature, and who may call it: the table in docs/dbus.md."""

@@ -299,6 +299,11 @@ class History:
             "INSERT OR REPLACE INTO ledger VALUES (?, ?, ?, ?, ?)", (entry, *attrs.astuple(ledger))
         )
 
+    def forget(self, entry: str) -> None:
+        """Forget all of *entry*."""
+        for table in ("runs", "moments", "ledger"):
+            self._write(f"DELETE FROM {table} WHERE entry = ?", (entry,))  # noqa: S608
+
     def _ask(self, rest: str, values: Sequence[object]) -> list[sqlite3.Row]:
         # What is put together here are column names and clauses of ours, never a value.
         return self._execute(f"SELECT {_COLUMNS} FROM runs {rest}", values)  # noqa: S608

@@ -99,6 +99,20 @@ XML = """\
       <arg name="name" type="s" direction="in"/>
       <arg name="runs" type="as" direction="out"/>
     </method>
+    <!-- What a recovery kit is made of: facts as JSON, and the stored header. -->
+    <method name="Kit">
+      <arg name="name" type="s" direction="in"/>
+      <arg name="json" type="s" direction="out"/>
+      <arg name="header" type="h" direction="out"/>
+    </method>
+    <method name="KitWritten">
+      <arg name="name" type="s" direction="in"/>
+      <arg name="sha256" type="s" direction="in"/>
+    </method>
+    <method name="Forget">
+      <arg name="name" type="s" direction="in"/>
+      <arg name="json" type="s" direction="out"/>
+    </method>
     <!-- To be written to, and closed; for the purpose `recovery-key`: to be read. -->
     <method name="HandOver">
       <arg name="run" type="s" direction="in"/>

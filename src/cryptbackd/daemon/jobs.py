@@ -109,10 +109,10 @@ class Job:
                 return "nothing was changed"
 
     def open_enrolment(self, purposes: Iterable[str]) -> None:
-        """Make the pipes for what is handed over, or in one case handed out."""
+        """Make the pipes for what is handed over, or in two cases handed out."""
         for purpose in purposes:
             reading, writing = os.pipe2(os.O_CLOEXEC)
-            if purpose == "recovery-key":
+            if purpose in ("recovery-key", "header"):
                 reading, writing = writing, reading
             self.enrolment[purpose], self.writers[purpose] = reading, writing
 

@@ -25,6 +25,8 @@ MESSAGES = {
     "header_differs": "cae90d00eab945d8b0e4603747d2ef9d",
     "header_finished": "2679d1b714d949749b3705baf2ad5b6e",
     "damaged": "ce9da7cdfe534cf6bd725b765f802039",
+    "kit_written": "bb08d4f99be24dd38846f5ffdbf67245",
+    "forgotten": "8b58851a9b3e463e9ff81103d8de1ab8",
     "not_answering": "5d409ce5663740278e827298e79144bb",
     "config_bad": "745a3c79c2d643a99c08a627f21a98b2",
     "key_source_failed": "4c481d29ba874ab8bd38cd50f796a885",

@@ -15,7 +15,7 @@ from typing import Any
 
 import attrs
 
-from .. import config, paths
+from .. import config, kits, paths
 from ..errors import (
     BY_NAME,
     Busy,
@@ -26,7 +26,7 @@ from ..errors import (
 )
 from ..model import Device, JobKind, Outcome, Phase, RunResult, StopReason
 from ..text import ago, count, printable
-from . import browsing, entries, jobs, journal, keyslots, policy, reports, verification
+from . import browsing, entries, forgetting, jobs, journal, keyslots, policy, reports, verification
 from .agents import Agents
 from .history import History, Insertion, Run
 from .jobs import Job
@@ -52,6 +52,8 @@ INIT_OPTIONS: dict[str, object] = {
     "pbkdf_memory": None,
     "pbkdf_iterations": None,
     "adopt": False,
+    "detached": False,
+    "header": False,
     "fingerprint": "",
 }
 """What an init can be told, with the defaults (see ``protocol.Start``)."""
@@ -248,6 +250,50 @@ class Service:
             raise BY_NAME.get(result.error, CryptbackError)(result.sentence, result.hint)
         return result.data
 
+    async def kit(self, name: str) -> tuple[dict[str, object], int]:
+        """What a recovery kit of *name* is made of: facts, and the stored header opened.
+
+        The drive need not be here, nor be in order.  Raises UnknownDrive, ConfigError and
+        Refused.
+        """
+        known = forgetting.facts(name, self.store.get(name))
+        header = forgetting.stored_header(name)
+        try:
+            seen = await self.look(name)
+            known.update(size=seen["size"], problem=seen["difference"])
+        except (DriveAbsent, Busy):
+            pass
+        except CryptbackError as exc:
+            known["problem"] = str(exc)
+        except BaseException:
+            os.close(header)
+            raise
+        return known, header
+
+    def kit_written(self, name: str, sha256: str) -> None:
+        """There is a recovery kit with the header of *name* that has this SHA-256.
+
+        Raises UnknownDrive, ConfigError and Refused.
+        """
+        self.store.get(name)
+        kits.note(name, sha256)
+        journal.log(f"{name}: a recovery kit was written.", message="kit_written", drive=name)
+
+    def forget(self, name: str) -> forgetting.Forgotten:
+        """Know nothing of *name* any more.  Raises UnknownDrive, Busy and Refused."""
+        known = self.store.now()
+        if name not in known.bad:
+            self.store.get(name)
+        if self._is_busy(name) or name in self.supervisor.stuck:
+            raise Busy(
+                f"Something is going on with {name}; nothing was forgotten.",
+                f"`cryptback eject {name}` ends it.",
+            )
+        done = forgetting.forget(config.check_name(name), self.history)
+        self.store.now()  # takes the marker of the drive away
+        journal.log(f"{name}: forgotten. {done.why}", message="forgotten", drive=name)
+        return done
+
     def init(self, seen: Seen, options: dict[str, Any]) -> Job:
         """Enrol a device; its passphrase is to come through ``hand_over``.
 
@@ -265,7 +311,7 @@ class Service:
         self._want_idle(seen)
         job = self._job(JobKind.INIT, name, seen)
         job.options = options
-        job.open_enrolment(("current",) if options["adopt"] else ("format", "first-open"))
+        job.open_enrolment(_purposes(options))
         self.supervisor.submit(job)
         return job
 
@@ -635,6 +681,14 @@ class Service:
         await self.supervisor.sweep_stuck()
         for name in names:
             self.drive_changed(name)
+
+
+def _purposes(options: dict[str, Any]) -> tuple[str, ...]:
+    """What is handed over, or out, for an init with these *options*."""
+    if options["adopt"]:
+        return ("current", "stored-header") if options["header"] else ("current",)
+    kit = ("header", "kit") if options["detached"] else ()
+    return ("format", "first-open", *kit)
 
 
 def _check_options(options: dict[str, Any]) -> None:

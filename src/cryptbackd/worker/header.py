@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import base64
 import fcntl
-import hashlib
 import os
 import time
 from collections.abc import Iterator
@@ -23,11 +22,9 @@ import attrs
 
 from .. import luks2, paths
 from ..errors import ForgedDrive, Refused
-from ..luks2 import FIELDS, MAGIC, Token, need
+from ..luks2 import CIPHER, FIELDS, KEY_BYTES, MAGIC, Token, need
 from ..text import printable
 
-CIPHER = "aes-xts-plain64"
-KEY_BYTES = 64
 SECTOR_SIZES = (512, 4096)
 
 _MAX_OFFSET = 64 << 20
@@ -38,6 +35,8 @@ _MAX_PBKDF2_ITERATIONS = 1_000_000_000
 _SPLITTERS = ("sha256", "sha512")
 """cryptsetup's own hash, and the one that systemd-cryptenroll(1) asks for."""
 _AT_ONCE = 16 << 20
+DETACHED = 16 << 20
+"""Bytes of the file for a header that is not on the drive: what cryptsetup makes of one."""
 _PAGE = 4096
 
 
@@ -47,7 +46,7 @@ class Header:
 
     uuid: str
     size: int
-    """Bytes from its beginning to the encrypted data."""
+    """Bytes on the drive before the encrypted data; 0: there is no header on it."""
     sector_size: int
     digest: str
     salt: str
@@ -63,6 +62,11 @@ class Header:
     raw: bytes
 
     @property
+    def detached(self) -> bool:
+        """Whether the drive has no header: the stored one, and that in a kit, are all there is."""
+        return self.size == 0
+
+    @property
     def compared(self) -> bytes:
         """The bytes in which a change of passphrase or damage shows: metadata and keyslots."""
         parts = [self.raw[: 2 * self.metadata]]
@@ -76,33 +80,30 @@ class Header:
 
     @property
     def fingerprint(self) -> str:
-        """What stays the same as long as the volume key does: SHA-256, hexadecimal.
-
-        Of the digest of the volume key, its salt, and how the data is encrypted and where.
-        """
-        facts = (self.digest, self.salt, CIPHER, KEY_BYTES, self.sector_size, self.size)
-        return hashlib.sha256("\n".join(map(str, facts)).encode()).hexdigest()
+        """What stays the same as long as the volume key does; see ``luks2.fingerprint``."""
+        return luks2.fingerprint(self.digest, self.salt, self.sector_size, self.size)
 
     def same_volume(self, other: Header) -> bool:
         """Whether whoever opens the one volume opens the other: the same key, data and name."""
         return (self.fingerprint, self.uuid) == (other.fingerprint, other.uuid)
 
 
-def parse(raw: bytes) -> Header:
+def parse(raw: bytes, *, stored: bool = False) -> Header:
     """The header at the beginning of *raw*; raises ForgedDrive naming what is not allowed.
 
-    *raw* must hold everything up to the encrypted data.
+    *raw* must hold everything up to the encrypted data.  Only a *stored* one, which no drive
+    has shown, may be detached from its data.
     """
     first = luks2.metadata(raw)
     second = luks2.metadata(raw, first.size, MAGIC[1])
     need(first == second, "its two copies differ")
     try:
-        return _judge(raw, first)
+        return _judge(raw, first, stored)
     except (KeyError, ValueError, TypeError, AttributeError, IndexError) as exc:
         raise luks2.forged(f"it can't be understood ({printable(str(exc), 60)})") from exc
 
 
-def _judge(raw: bytes, found: luks2.Metadata) -> Header:
+def _judge(raw: bytes, found: luks2.Metadata, stored: bool) -> Header:
     meta, metadata = found.json, found.size
     config, segments, digests = meta["config"], meta["segments"], meta["digests"]
     need(not config.get("requirements"), "it asks for a feature that is not allowed")
@@ -116,8 +117,9 @@ def _judge(raw: bytes, found: luks2.Metadata) -> Header:
     sector_size = segment["sector_size"]
     need(sector_size in SECTOR_SIZES, "its sector size is odd")
     offset = int(segment["offset"])
-    need(2 * metadata <= offset <= _MAX_OFFSET and offset % 4096 == 0, "its offset is odd")
-    need(len(raw) >= offset, "it is cut short")
+    length = 2 * metadata + int(config["keyslots_size"]) if stored and offset == 0 else offset
+    need(2 * metadata <= length <= _MAX_OFFSET and length % 4096 == 0, "its offset is odd")
+    need(len(raw) >= length, "it is cut short")
     need(set(digests) == {"0"} and digests["0"]["segments"] == ["0"], "its digests are odd")
     digest = digests["0"]
     need(digest["type"] == "pbkdf2" and digest["hash"] == "sha256", "its digest is odd")
@@ -125,7 +127,7 @@ def _judge(raw: bytes, found: luks2.Metadata) -> Header:
     keyslots = meta["keyslots"]
     need(0 < len(keyslots) <= 32, "it has no keyslot, or too many")
     need(set(digest["keyslots"]) == set(keyslots), "a keyslot belongs to no digest")
-    areas = tuple(_keyslot(slot, 2 * metadata, offset) for _n, slot in sorted(keyslots.items()))
+    areas = tuple(_keyslot(slot, 2 * metadata, length) for _n, slot in sorted(keyslots.items()))
     for token in found.tokens:
         need(token.kind in luks2.TOKENS, f"it has a token of type {printable(token.kind, 40)}")
         need({str(n) for n in token.keyslots} <= set(keyslots), "a token has no keyslot")
@@ -140,7 +142,7 @@ def _judge(raw: bytes, found: luks2.Metadata) -> Header:
         seqid=found.seqid,
         keyslots=frozenset(int(n) for n, slot in keyslots.items() if slot.get("priority") != 0),
         tokens=found.tokens,
-        raw=raw[:offset],
+        raw=raw[:length],
     )
 
 
@@ -199,6 +201,8 @@ def difference(stored: Header, fd: int) -> str:
 
     Only compared: nothing that stands there is used.
     """
+    if stored.detached:
+        return ""
     try:
         theirs = [os.pread(fd, 2 * stored.metadata, 0)]
         theirs += [os.pread(fd, length, offset) for offset, length in stored.areas]
@@ -229,7 +233,7 @@ def load(name: str) -> Header:
             f"Put the header that you saved to {path_of(name)} (mode 0600), or enrol it anew.",
         ) from None
     try:
-        return parse(raw)
+        return parse(raw, stored=True)
     except ForgedDrive as exc:
         raise Refused(f"The stored header {path_of(name)} is damaged: {exc.sentence}") from exc
 
@@ -320,7 +324,7 @@ def fresh(name: str, raw: bytes) -> Iterator[Path]:
 def pending(name: str) -> Header | None:
     """The header from before a change that may not have reached the drive; None without one."""
     try:
-        return parse(paths.pending_header(name).read_bytes())
+        return parse(paths.pending_header(name).read_bytes(), stored=True)
     except (FileNotFoundError, ForgedDrive):
         return None
 

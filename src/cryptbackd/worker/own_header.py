@@ -52,6 +52,9 @@ def settle(name: str, stored: Header, fd: int, control: Control) -> None:
     before = headers.pending(name)
     if before is None:
         return
+    if stored.detached:
+        headers.settled(name)
+        return
     try:
         found = headers.read_up_to(fd, stored.size)
     except OSError as exc:
@@ -88,21 +91,24 @@ def put(stored: Header, fd: int) -> None:
 
     Keyslots that it has come first, where none was; then the metadata that names them, the one
     copy after the other; then the rest, which is where keyslots were that it has no more.
-    Each is on the drive before the next begins.  Raises DriveFailed.
+    Each is on the drive before the next begins.  Raises DriveFailed.  Where the drive is to have
+    none, nothing is written.
     """
+    if stored.detached:
+        return
     metadata = [(0, stored.metadata), (stored.metadata, stored.metadata)]
     # Through the kernel's name for it: a partition was opened only for reading.
     try:
         target = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
         try:
-            if _length(target) < stored.size:
+            if length(target) < stored.size:
                 raise DriveFailed(
                     "There is no room for its LUKS2 header: what is on the drive is too short.",
                     "The container was cut short, and what it held can't be brought back.",
                 )
             for regions in (stored.areas, metadata[:1], metadata[1:], [(0, stored.size)]):
-                for offset, length in regions:
-                    _write(target, stored.raw, offset, length)
+                for offset, count in regions:
+                    _write(target, stored.raw, offset, count)
                 os.fsync(target)
             os.posix_fadvise(target, 0, stored.size, os.POSIX_FADV_DONTNEED)
             same = headers.read_up_to(target, stored.size) == stored.raw
@@ -117,7 +123,8 @@ def put(stored: Header, fd: int) -> None:
         )
 
 
-def _length(fd: int) -> int:
+def length(fd: int) -> int:
+    """Bytes of the container or partition *fd*."""
     status = os.fstat(fd)
     return kernel.device_size(fd) if stat.S_ISBLK(status.st_mode) else status.st_size
 

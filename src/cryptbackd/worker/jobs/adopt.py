@@ -19,7 +19,7 @@ from ...errors import ForgedDrive, Refused
 from ...model import Device, Outcome, Phase, RunResult
 from ...text import printable
 from .. import header as headers
-from .. import keyslots, own_header, workspace
+from .. import keyslots, own_header, pipes, workspace
 from ..control import Control
 from ..device import opened, probe
 from ..header import Header
@@ -34,22 +34,28 @@ _LUKS = "crypto_LUKS"
 
 @attrs.frozen
 class Options:
-    """What was asked for: an init's options, and the fingerprint that somebody has agreed to."""
+    """What was asked for: an init's options, and the fingerprint that somebody has agreed to.
+
+    ``header``: whoever asks hands the header over, as the drive has none.
+    """
 
     init: init.Options
     fingerprint: str = ""
+    header: bool = False
 
     @staticmethod
     def from_message(raw: dict[str, Any]) -> Options:
         """The options in a ``Start``; raises ConfigError and Refused."""
         plain = {**raw, "container": raw.get("container") or "backup.luks", "format": None}
-        return Options(init.Options.from_message(plain), str(raw.get("fingerprint") or ""))
+        chosen = init.Options.from_message(plain)
+        return Options(chosen, str(raw.get("fingerprint") or ""), bool(raw.get("header")))
 
 
 def adopt(start: protocol.Start, control: Control) -> RunResult:
     """Store the header on the drive of an entry; it must be of the same volume key."""
     entry = config.parse(start.entry, start.name)
     stored = headers.load(start.name)
+    want_own(stored)
     place = workspace.make(start.name)
     control.phase(Phase.ATTACHING)
     with proven_free(start.device, control):
@@ -81,7 +87,8 @@ def enrol_again(start: protocol.Start, control: Control) -> RunResult:
     place = workspace.make(options.init.name)
     control.phase(Phase.ATTACHING)
     with proven_free(start.device, control):
-        entry, _device, found = planned(options, start.device, place)
+        given_header = _given_header(control) if options.header else None
+        entry, _device, found = planned(options, start.device, place, given_header)
         if found.fingerprint != options.fingerprint:
             raise ForgedDrive(
                 "The drive shows another header than a moment ago; nothing was changed.",
@@ -96,8 +103,12 @@ def enrol_again(start: protocol.Start, control: Control) -> RunResult:
     return _done("The drive is enrolled again; what is on it is as it was.", control)
 
 
-def planned(options: Options, device: Device, place: Path) -> tuple[Entry, Device, Header]:
-    """The entry that would be written for *device*, and the header that is on it."""
+def planned(
+    options: Options, device: Device, place: Path, header: Header | None = None
+) -> tuple[Entry, Device, Header]:
+    """The entry that would be written for *device*, and the header that is on it, or that was
+    given.
+    """
     probed = probe(device.node)
     uuid = probed.get("UUID", "")
     chosen = options.init
@@ -116,7 +127,25 @@ def planned(options: Options, device: Device, place: Path) -> tuple[Entry, Devic
                 f"`cryptback passphrase {name} --adopt` takes over a changed passphrase.",
             )
     with opened(device), own_header.on_drive(entry, device, place, look_only=True) as drive:
-        return entry, device, headers.read(drive)
+        return entry, device, header or headers.read(drive)
+
+
+def _given_header(control: Control) -> Header:
+    _key, fd = control.key("stored-header")
+    try:
+        return headers.parse(pipes.receive(fd, headers.DETACHED, control), stored=True)
+    finally:
+        os.close(fd)
+
+
+def want_own(stored: Header) -> None:
+    """Raise Refused where the drive is to have no header of its own."""
+    if stored.detached:
+        raise Refused(
+            "The drive has no header of its own, as it was enrolled with --detached-header."
+            " Nothing was changed.",
+            "The one that this computer has stored is all that is needed.",
+        )
 
 
 def _prove(name: str, found: Header, control: Control) -> None:

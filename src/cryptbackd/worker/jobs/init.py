@@ -31,6 +31,7 @@ from ..layers.loop import Loop, loop
 from ..layers.luks import format_volume, luks
 from ..layers.outer import Outer, outer
 from ..remaining import told
+from . import first_kit
 from .backup import back_up, finished, proven_free
 from .survey import MIB, examine
 
@@ -52,6 +53,8 @@ class Options:
 
     ``container`` None: the partition itself becomes LUKS (``format`` is then ``luks``).
     ``size`` in bytes, None: what the survey suggests.  ``pbkdf_memory`` in KiB.
+    ``detached``: the header does not go to the drive, but to whoever asks, who must have
+    written it down before anything is enrolled.
     """
 
     name: str
@@ -65,6 +68,7 @@ class Options:
     run: bool = True
     pbkdf_memory: int | None = None
     pbkdf_iterations: int | None = None
+    detached: bool = False
 
     @staticmethod
     def from_message(raw: dict[str, Any]) -> Options:
@@ -82,6 +86,11 @@ class Options:
         if (options.container is None) != (options.format == "luks"):
             raise Refused(
                 "A partition becomes LUKS itself with --format luks, which erases it.",
+            )
+        if options.detached and options.container is None:
+            raise Refused(
+                "A partition that is encrypted itself has its header on it.",
+                "--detached-header is for a container that is a file.",
             )
         return options
 
@@ -103,6 +112,7 @@ def init(start: protocol.Start, control: Control) -> RunResult:
         bound: Loop | None = None
         control.phase(Phase.ATTACHING)
         backing = device.node
+        length = 0
         if options.container is not None:
             drive = stack.enter_context(outer(device, place / "drive"))
             control.phase(Phase.FORMATTING)
@@ -110,8 +120,7 @@ def init(start: protocol.Start, control: Control) -> RunResult:
             fresh = stack.enter_context(new_container(drive, options, length, control))
             bound = stack.enter_context(loop([fresh.fd]))
             backing = bound.node
-        format_volume(backing, control, options.pbkdf_memory, options.pbkdf_iterations)
-        header = _header_of(backing)
+        header = _formatted(backing, options, control)
         control.phase(Phase.UNLOCKING)
         volume = stack.enter_context(luks(backing, options.name, header, control, "first-open"))
         if bound is not None:
@@ -125,6 +134,9 @@ def init(start: protocol.Start, control: Control) -> RunResult:
         toml = render(options, device.uuid if drive is not None else header.uuid)
         with enrolled(options, header, toml):
             tree.sync()
+            if options.detached:
+                first_kit.written(options.name, config.parse(toml, options.name), length, header,
+                                  control)  # fmt: skip
             if drive is not None and fresh is not None:
                 fresh.publish()
         control.say("enrolled.", "enrolled")
@@ -224,7 +236,7 @@ def new_container(
     fd = drive.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     fresh = NewContainer(drive, fd, name, options.container)
     try:
-        _fill(fd, length, drive.filesystem.fstype, control)
+        _fill(fd, length, drive.filesystem.fstype, control, random=options.detached)
         yield fresh
     finally:
         os.close(fd)
@@ -233,7 +245,8 @@ def new_container(
                 os.unlink(name, dir_fd=root)
 
 
-def _fill(fd: int, length: int, fstype: str, control: Control) -> None:
+def _fill(fd: int, length: int, fstype: str, control: Control, *, random: bool) -> None:
+    """Write *fd* through to its end; with *random* bytes where nothing is to show what is used."""
     if fstype == "btrfs":
         # Copy on write below copy on write scatters the container over the drive.
         flags = struct.unpack("=l", fcntl.ioctl(fd, _FS_IOC_GETFLAGS, bytes(8))[:8])[0]
@@ -244,8 +257,8 @@ def _fill(fd: int, length: int, fstype: str, control: Control) -> None:
         for offset in range(0, length, _STEP):
             control.check()
             part = min(_STEP, length - offset)
-            if fstype in _ZEROED_LATER:
-                _write(fd, zeros[:part], offset)
+            if random or fstype in _ZEROED_LATER:
+                _write(fd, os.urandom(part) if random else zeros[:part], offset)
                 os.fdatasync(fd)
             else:
                 os.posix_fallocate(fd, offset, part)
@@ -261,6 +274,17 @@ def _write(fd: int, data: bytes, offset: int) -> None:
     while data:
         done = os.pwrite(fd, data, offset)
         data, offset = data[done:], offset + done
+
+
+def _formatted(backing: str, options: Options, control: Control) -> headers.Header:
+    """Make a volume of *backing*: its header, wherever that is."""
+    cost = options.pbkdf_memory, options.pbkdf_iterations
+    if not options.detached:
+        format_volume(backing, control, *cost)
+        return _header_of(backing)
+    with headers.fresh(options.name, bytes(headers.DETACHED)) as file:
+        format_volume(backing, control, *cost, header=file)
+        return headers.parse(file.read_bytes(), stored=True)
 
 
 def _header_of(backing: str) -> headers.Header:

@@ -21,7 +21,8 @@ def look(start: protocol.Start, control: Control) -> RunResult:
     """Look at the header on the drive of an entry, or (without one) of one to be enrolled again.
 
     The answer has ``fingerprint``, of the header on the drive ("": none that is allowed), and
-    with an entry ``difference``, a sentence, and ``stored``, the stored header's fingerprint.
+    with an entry ``difference``, a sentence, ``stored``, the stored header's fingerprint, and
+    ``size``, the bytes of the container; ``detached``: the drive is to have no header.
     """
     place = workspace.make(f"look-{os.getpid()}")
     with opened(start.device):
@@ -36,12 +37,18 @@ def look(start: protocol.Start, control: Control) -> RunResult:
         stored = headers.load(start.name)
         with own_header.on_drive(entry, start.device, place, look_only=True) as drive:
             difference = headers.difference(stored, drive)
+            size = own_header.length(drive)
             try:
                 fingerprint = headers.read(drive).fingerprint
             except ForgedDrive:
                 fingerprint = ""
     return _answer(
-        control, difference=difference, fingerprint=fingerprint, stored=stored.fingerprint
+        control,
+        difference=difference,
+        fingerprint=fingerprint,
+        stored=stored.fingerprint,
+        detached=stored.detached,
+        size=size,
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import attrs
 
-from ... import config, protocol
+from ... import config, kits, protocol
 from ...errors import DriveFailed, Refused
 from ...luks2 import RECOVERY
 from ...model import Outcome, Phase, RunResult
@@ -85,20 +85,27 @@ def passphrase(start: protocol.Start, control: Control) -> RunResult:
         control.phase(Phase.CHANGING)
         with headers.copied(start.name) as copy:
             change = _change(options, stored, copy, place, control)
-            fresh = headers.parse(copy.read_bytes())
+            fresh = headers.parse(copy.read_bytes(), stored=True)
             keyslots.judge(stored, fresh, added=change.added, gone=set(change.gone))
             # The last moment to stop: from here on it is done to its end.
             control.check()
             headers.replace(start.name, copy)
-        control.say("the stored LUKS header is changed; the drive's own is next.")
+        next_ = "there is no other" if stored.detached else "the drive's own is next"
+        control.say(f"the stored LUKS header is changed; {next_}.")
         bring(start.name, fresh, drive)
     control.phase(Phase.FINISHED)
     return RunResult(
         Outcome.WARNINGS if control.warnings else Outcome.DONE,
-        change.sentence,
+        change.sentence + _about_kit(start.name),
         safe=control.safe,
         warnings=list(control.warnings),
     )
+
+
+def _about_kit(name: str) -> str:
+    if not kits.noted(name):
+        return ""
+    return " The recovery kit has the header from before: write a new one, and destroy the old."
 
 
 def _want_same(name: str, stored: Header, drive: int) -> None:
@@ -213,7 +220,7 @@ def _enroll(
         fd = stack.enter_context(given(control, "pin")) if pin else None
         slots.enroll(kind, current, fd, place)
         known = {token.number for token in stored.tokens}
-        after = headers.parse(Path(slots.node).read_bytes())
+        after = headers.parse(Path(slots.node).read_bytes(), stored=True)
         fresh = [token for token in after.tokens if token.number not in known]
         if pin and not all(token.pin for token in fresh):
             # systemd-cryptenroll takes that lightly, and anybody who has the token could open it.

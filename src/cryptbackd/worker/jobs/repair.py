@@ -17,6 +17,7 @@ from .. import header as headers
 from .. import own_header, workspace
 from ..control import Control
 from ..device import BLKID
+from .adopt import want_own
 from .backup import proven_free
 
 
@@ -24,6 +25,7 @@ def repair(start: protocol.Start, control: Control) -> RunResult:
     """Write the stored header of the entry ``start.name`` to its drive, where it differs."""
     entry = config.parse(start.entry, start.name)
     stored = headers.load(start.name)
+    want_own(stored)
     place = workspace.make(start.name)
     control.phase(Phase.ATTACHING)
     with proven_free(start.device, control):

@@ -17,11 +17,12 @@ import attrs
 
 from ... import paths
 from ...errors import DriveFailed, ForgedDrive, ToolFailed, WrongPassphrase
+from ...luks2 import CIPHER
 from ...run import run
 from .. import sweep
 from ..control import Control
 from ..gone import watch
-from ..header import CIPHER, Header, sealed
+from ..header import Header, sealed
 
 CRYPTSETUP = "/usr/sbin/cryptsetup"
 DMSETUP = "/usr/sbin/dmsetup"
@@ -164,10 +165,15 @@ def cost(pbkdf_memory: int | None, pbkdf_iterations: int | None) -> list[str]:
 
 
 def format_volume(
-    backing: str, control: Control, pbkdf_memory: int | None, pbkdf_iterations: int | None
+    backing: str,
+    control: Control,
+    pbkdf_memory: int | None,
+    pbkdf_iterations: int | None,
+    header: Path | None = None,
 ) -> None:
     """Write a new LUKS2 header onto *backing*: 4 KiB sectors, Argon2id.
 
+    With *header* it goes to that file, and nothing onto *backing*, all of which is then data.
     *pbkdf_memory* and *pbkdf_iterations* are as in :func:`cost`.  The key is the ``format``
     one of whoever enrols the drive.  Raises WrongPassphrase and DriveFailed.
     """
@@ -175,6 +181,8 @@ def format_volume(
     argv = [CRYPTSETUP, "luksFormat", "--batch-mode", "--type", "luks2", "--cipher", CIPHER]
     argv += ["--key-size", "512", "--sector-size", "4096", "--pbkdf", "argon2id"]
     argv += cost(pbkdf_memory, pbkdf_iterations)
+    if header is not None:
+        argv += ["--header", str(header), "--offset", "0"]
     argv += ["--use-urandom", backing]
     try:
         run(argv, stdin=fd, deadline=KDF_DEADLINE, interrupt=control.interrupt)
