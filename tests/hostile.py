@@ -30,7 +30,7 @@ METHODS = {
     "UnregisterAgent": "", "Run": "sa{sv}", "Verify": "sa{sv}", "Cancel": "s",
     "Eject": "s", "Survey": "sa{sv}", "Init": "sa{sv}", "Header": "s", "Passphrase": "sa{sv}",
     "Adopt": "s", "Repair": "sa{sv}", "HandOver": "ss", "Browse": "sa{sv}", "ShowOn": "sh",
-    "Close": "s", "Kit": "s", "KitWritten": "ss", "Forget": "s",
+    "Close": "s", "Kit": "s", "KitWritten": "ss", "Forget": "s", "Resize": "ss",
 }  # fmt: skip
 
 

@@ -36,3 +36,8 @@ def mapping(name: str) -> str:
 def pending_header(name: str) -> Path:
     """Where the header from before a change is kept, until the drive has the new one as well."""
     return HEADERS / f"{name}.pending"
+
+
+def unfinished(name: str) -> Path:
+    """What is kept about a change of the container's length until it is through."""
+    return STATE / "unfinished" / f"{name}.json"

@@ -305,7 +305,15 @@ def test_version_and_help(
 
 
 @pytest.mark.parametrize(
-    "args", [["nonsense"], ["run"], ["init", "/dev/x"], ["history", "--limit", "0"]]
+    "args",
+    [
+        ["nonsense"],
+        ["run"],
+        ["init", "/dev/x"],
+        ["resize", "home"],
+        ["resize", "home", "much"],
+        ["history", "--limit", "0"],
+    ],
 )
 def test_a_wrong_command_line_is_any_other_failure(
     monkeypatch: pytest.MonkeyPatch, args: list[str]
@@ -322,6 +330,7 @@ def test_a_wrong_command_line_is_any_other_failure(
         ["eject", "home"],
         ["passphrase", "home", "--adopt", "--passphrase-fd", "0"],
         ["doctor", "--repair", "home"],
+        ["resize", "home", "+1G"],
     ],
 )
 def test_who_may_is_not_decided_here(

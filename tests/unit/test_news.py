@@ -46,7 +46,7 @@ def test_a_begun_backup_is_told_once() -> None:
     assert news.changed(begun, IDLE) is None
 
 
-@pytest.mark.parametrize("job", ["passphrase", "adopt", "repair", ""])
+@pytest.mark.parametrize("job", ["passphrase", "adopt", "repair", "resize", ""])
 def test_what_is_no_backup_is_none(job: str) -> None:
     assert news.changed(IDLE, {**at(0), "job": job}) is None
 

@@ -599,6 +599,29 @@ def test_a_change_of_passphrases_uses_those_of_its_pipes(play: Play) -> None:
     play(scene)
 
 
+def test_a_change_of_length_is_a_run_of_its_own(play: Play) -> None:
+    async def scene(world: World) -> None:
+        with pytest.raises(DriveAbsent):
+            world.service.resize("home", "max")
+        world.service.arrived(stick())
+        await world.result()
+        with pytest.raises(Refused, match="is not a size"):
+            world.service.resize("home", "much")
+        world.script = [["phase", "resizing"], ["stop"]]
+        run = world.service.resize("home", "+1G")
+        with pytest.raises(Busy):
+            world.service.resize("home", "+1G")
+        await world.phase(Phase.RESIZING)
+        assert world.service.cancel("home") == [run]
+        await world.result(1)
+        assert "home: change of its length begun on /dev/sdx1 (SanDisk Ultra)." in (
+            world.said.texts()
+        )
+        assert [run.job for run in world.history.runs()] == [JobKind.RESIZE, JobKind.BACKUP]
+
+    play(scene)
+
+
 def test_a_recovery_key_comes_out_of_the_other_end(play: Play) -> None:
     async def scene(world: World) -> None:
         world.service.arrived(stick())

@@ -20,6 +20,7 @@ VERBS = (
     "browse",
     "close",
     "verify",
+    "resize",
     "passphrase",
     "kit",
     "forget",

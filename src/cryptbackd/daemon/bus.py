@@ -462,6 +462,10 @@ class Bus:
         """Forget."""
         return _Answer("s", [json.dumps(attrs.asdict(self.service.forget(message.body[0])))])
 
+    async def resize(self, message: Message) -> _Answer:
+        """Resize."""
+        return _Answer("s", [self.service.resize(*message.body)])
+
     async def _minded(self, message: Message, job: Job) -> _Answer:
         """The id of *job*, which ends with whoever asked for it."""
         try:
@@ -558,6 +562,7 @@ CALLS: dict[tuple[str, str], _Call] = {
     ("Kit", "s"): _Call(Bus.kit, Action.MANAGE),
     ("KitWritten", "ss"): _Call(Bus.kit_written, Action.MANAGE),
     ("Forget", "s"): _Call(Bus.forget, Action.MANAGE),
+    ("Resize", "ss"): _Call(Bus.resize, Action.MANAGE),
     ("HandOver", "ss"): _Call(Bus.hand_over),  # a pipe is given to who asked for the job alone
 }
 """Each method and its signature, and who may call it: the table in docs/dbus.md."""

@@ -113,6 +113,11 @@ XML = """\
       <arg name="name" type="s" direction="in"/>
       <arg name="json" type="s" direction="out"/>
     </method>
+    <method name="Resize">
+      <arg name="name" type="s" direction="in"/>
+      <arg name="size" type="s" direction="in"/>
+      <arg name="run" type="s" direction="out"/>
+    </method>
     <!-- To be written to, and closed; for the purpose `recovery-key`: to be read. -->
     <method name="HandOver">
       <arg name="run" type="s" direction="in"/>

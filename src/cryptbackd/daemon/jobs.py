@@ -101,6 +101,8 @@ class Job:
                 return "the drive was not enrolled"
             case JobKind.PASSPHRASE:
                 return "what was begun is finished at the next plug"
+            case JobKind.RESIZE:
+                return "what was begun is finished or undone when the drive is opened next"
             case JobKind.REPAIR:
                 return "the stored header is whole, and what was on the drive is kept beside it"
             case JobKind.ADOPT:
@@ -132,6 +134,7 @@ _WORK = {
     JobKind.INIT: "in the middle of its enrolment",
     JobKind.BACKUP: "in the middle of the backup",
     JobKind.PASSPHRASE: "while what opens it was changed",
+    JobKind.RESIZE: "while the length of its container was changed",
     JobKind.ADOPT: "while its header was taken over",
     JobKind.REPAIR: "while its header was repaired",
     JobKind.VERIFY: "while it was read back",
@@ -144,7 +147,8 @@ _WORK = {
 def pulled_result(job: Job) -> RunResult:
     """How *job* ends whose drive has left in the middle."""
     work = "in the middle of its first backup" if job.enrolled else _WORK[job.kind]
-    begun = job.kind in (JobKind.BACKUP, JobKind.PASSPHRASE) or job.enrolled
+    goes_on = (JobKind.BACKUP, JobKind.PASSPHRASE, JobKind.RESIZE)
+    begun = job.kind in goes_on or job.enrolled
     return RunResult(
         Outcome.FAILED,
         f"The drive was pulled out {work}; {job.remains}.",

@@ -27,6 +27,7 @@ MESSAGES = {
     "damaged": "ce9da7cdfe534cf6bd725b765f802039",
     "kit_written": "bb08d4f99be24dd38846f5ffdbf67245",
     "forgotten": "8b58851a9b3e463e9ff81103d8de1ab8",
+    "resize_settled": "0be6edfb028e4532836a1dd587b15eca",
     "not_answering": "5d409ce5663740278e827298e79144bb",
     "config_bad": "745a3c79c2d643a99c08a627f21a98b2",
     "key_source_failed": "4c481d29ba874ab8bd38cd50f796a885",

@@ -16,6 +16,7 @@ _SHOWN_WARNINGS = 3
 _WHAT = {
     JobKind.INIT: "enrolment",
     JobKind.PASSPHRASE: "change of what opens it",
+    JobKind.RESIZE: "change of its length",
     JobKind.ADOPT: "adoption of its header",
     JobKind.REPAIR: "repair of its header",
     JobKind.VERIFY: "verification",

@@ -15,7 +15,7 @@ from typing import Any
 
 import attrs
 
-from .. import config, kits, paths
+from .. import config, kits, paths, sizes
 from ..errors import (
     BY_NAME,
     Busy,
@@ -382,6 +382,19 @@ class Service:
     def _shown(self, name: str) -> list[Job]:
         return [job for job in self.supervisor.jobs() if job.name == name and job.shown_to]
 
+    def resize(self, name: str, size: str) -> str:
+        """Make the container of the drive *name* longer or shorter (``sizes.parse``); the id of
+        the run.  Raises what :meth:`passphrase` does.
+        """
+        try:
+            sizes.parse(size)
+        except ValueError as exc:
+            raise Refused(f"{printable(str(exc))}.") from exc
+        job = self._for_entry(JobKind.RESIZE, name)
+        job.options = {"size": size}
+        self.supervisor.submit(job)
+        return job.id
+
     def _for_entry(self, kind: JobKind, name: str, seen: Seen | None = None) -> Job:
         entry = self.store.get(name)
         seen = seen or self._the_one(name, entry)
@@ -527,8 +540,8 @@ class Service:
             ejected=self.history.ejected(insertion),
             candidates=candidates,
             since_success=time.time() - last if last else None,
-            # A change of what opens the drive, which it has not seen yet, is not put off.
-            at_most=None if paths.pending_header(name).exists() else entry.when.at_most,
+            # A change of the drive which is not all on it yet is not put off.
+            at_most=None if _is_pending(name) else entry.when.at_most,
         )
         if verdict is Verdict.RUN:
             self._submit_backup(name, entry, seen, PLAIN_RUN)
@@ -689,6 +702,11 @@ def _purposes(options: dict[str, Any]) -> tuple[str, ...]:
         return ("current", "stored-header") if options["header"] else ("current",)
     kit = ("header", "kit") if options["detached"] else ()
     return ("format", "first-open", *kit)
+
+
+def _is_pending(name: str) -> bool:
+    """Whether a change was cut off, which whoever opens the drive next brings to an end."""
+    return paths.pending_header(name).exists() or paths.unfinished(name).exists()
 
 
 def _check_options(options: dict[str, Any]) -> None:

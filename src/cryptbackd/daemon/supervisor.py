@@ -33,6 +33,8 @@ _UDEV_IS_LATE = 2.0
 """Seconds between the first errors of a drive that is pulled and udev's event, at most."""
 _MOUNTING = 60.0
 """Seconds that whoever wants to browse has to mount it."""
+_OPENED = (Phase.MOUNTING, Phase.RESIZING)
+"""Phases that follow the unlocking when the passphrase was right."""
 _LET_GO = (Phase.POWERING_OFF, Phase.FINISHED)
 """Phases in which nothing of the drive is needed any more: it may leave, or is made to."""
 
@@ -244,7 +246,7 @@ class Supervisor:
         match message:
             case protocol.PhaseChanged():
                 if job.phase is Phase.UNLOCKING and job.chain is not None:
-                    job.chain.over(opened=message.phase is Phase.MOUNTING)
+                    job.chain.over(opened=message.phase in _OPENED)
                 job.phase = message.phase
                 job.progress = None
             case protocol.Progressed():

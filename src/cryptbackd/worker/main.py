@@ -123,6 +123,8 @@ def _job(start: Start) -> Callable[[Start, Control], RunResult]:
             from .jobs.repair import repair as job
         case JobKind.BROWSE:
             from .jobs.browse import browse as job
+        case JobKind.RESIZE:
+            from .jobs.resize import resize as job
         case JobKind.LOOK:
             from .jobs.look import look as job
         case JobKind.VERIFY:

@@ -29,6 +29,8 @@ DMSETUP = "/usr/sbin/dmsetup"
 IPCRM = "/usr/bin/ipcrm"
 _COOKIE_MAGIC = 0x0D4D
 """Upper half of the key of a device-mapper udev cookie (DM_COOKIE_MAGIC, libdevmapper.h)."""
+REDO, REDO_UUID = ".redo", "CRYPTBACK-REDO-"
+"""What the name of a mapping of ``layers.redo`` ends in, and how its dm UUID begins."""
 PATIENCE = 5.0
 """Seconds in which what was closed must be gone."""
 
@@ -61,16 +63,21 @@ def _ours(name: str | None) -> list[str]:
         with suppress(OSError):
             mapping = (directory / "name").read_text().strip()
             uuid = (directory / "uuid").read_text().strip()
-            entry = mapping.removeprefix("cryptback-")
+            entry = _entry(mapping)
+            begins = REDO_UUID if mapping.endswith(REDO) else "CRYPT-LUKS2-"
             if (
-                mapping == paths.mapping(entry)
+                mapping.removesuffix(REDO) == paths.mapping(entry)
                 and NAME.fullmatch(entry)
-                and uuid.startswith("CRYPT-LUKS2-")
+                and uuid.startswith(begins)
                 and uuid.endswith(f"-{mapping}")
                 and name in (None, entry)
             ):
                 found.append(mapping)
-    return sorted(found)
+    return sorted(found)  # a volume comes before what it lies on
+
+
+def _entry(mapping: str) -> str:
+    return mapping.removeprefix("cryptback-").removesuffix(REDO)
 
 
 def lock(mapping: str) -> bool:
@@ -78,7 +85,7 @@ def lock(mapping: str) -> bool:
 
     Busy, it is armed at least: its last user's close ends it.
     """
-    entry = mapping.removeprefix("cryptback-")
+    entry = _entry(mapping)
     if mapping not in _ours(entry):
         return True
     with watch() as kernel_events:

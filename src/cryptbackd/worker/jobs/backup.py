@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import platform
 import time
 from collections.abc import Iterator
@@ -22,17 +21,15 @@ from ...config import Entry, parse
 from ...errors import CryptbackError, DriveFailed, DriveFull, Refused
 from ...model import Device, LedgerEntry, Outcome, Phase, RunResult
 from ...run import run
-from ...text import printable, size
+from ...text import size
 from .. import header as headers
-from .. import own_header, workspace
+from .. import workspace
 from ..control import Control
 from ..device import opened, power_off
 from ..layers.inner import inner
-from ..layers.loop import loop
-from ..layers.luks import luks
 from ..layers.mounted import Mounted
-from ..layers.outer import container, outer
 from ..lists import gather
+from ..opening import opening
 from ..release import release
 from ..remaining import tell, told
 from ..sources import plan, stage
@@ -108,39 +105,13 @@ def unlocked(
     *read_only*: the filesystem in the container is only looked at; *untouched*: nothing at all
     is written on the drive, not even what a filesystem would put right when it is mounted.
     """
-    with ExitStack() as stack:
-        if entry.container is None:
-            backing = device.node
-            file = os.open(device.node, os.O_RDONLY | os.O_CLOEXEC)
-            stack.callback(os.close, file)
-            device_of_loop = None
-        else:
-            drive = stack.enter_context(outer(device, place / "drive", look_only=untouched))
-            access = os.O_RDONLY if untouched else os.O_RDWR
-            file = stack.enter_context(container(drive, entry.container, access))
-            device_of_loop = stack.enter_context(loop([file]))
-            backing = device_of_loop.node
-        # Nothing of the drive's own header is needed to open it.
-        try:
-            if not untouched:
-                own_header.settle(name, header, file, control)
-            difference = headers.difference(header, file)
-        except DriveFailed as exc:
-            difference = exc.sentence
-        if difference:
-            control.warn(
-                "The LUKS header on the drive is not the one that this computer stored."
-                f" {difference} The stored one was used, the drive's was left as it is.",
-                "header_differs",
-            )
-        control.phase(Phase.UNLOCKING)
-        volume = stack.enter_context(luks(backing, name, header, control, read_only=untouched))
-        if device_of_loop is not None:
-            device_of_loop.hand_over()
-        control.say(f"unlocked with the passphrase from {printable(volume.key_source)}.")
+    with opening(name, entry, device, header, place, control, untouched=untouched) as found:
         control.phase(Phase.MOUNTING)
-        tree = stack.enter_context(inner(volume, place / "tree", read_only=read_only or untouched))
-        yield attrs.evolve(tree, beneath=(file,) if device_of_loop is not None else ())
+        look_only = read_only or untouched
+        with inner(found.volume, place / "tree", read_only=look_only) as tree:
+            if not look_only:
+                found.settle(tree)
+            yield attrs.evolve(tree, beneath=(found.file,) if found.tail is not None else ())
 
 
 def back_up(

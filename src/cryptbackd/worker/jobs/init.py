@@ -8,9 +8,7 @@ the drive (``.cryptback-NAME.new``) the next ``init`` of that name removes.
 
 from __future__ import annotations
 
-import fcntl
 import os
-import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
@@ -21,11 +19,13 @@ from ... import config, paths, protocol
 from ...errors import CryptbackError, DriveFailed, DriveFull, Refused, ToolFailed
 from ...model import Device, Outcome, Phase, RunResult
 from ...run import run
+from ...sizes import MIB, sensible
 from ...text import size
 from .. import header as headers
 from .. import workspace
-from ..control import Control, Meter
+from ..control import Control
 from ..device import probe
+from ..fill import fill, no_copy_on_write
 from ..layers.inner import inner, make_filesystem
 from ..layers.loop import Loop, loop
 from ..layers.luks import format_volume, luks
@@ -33,18 +33,12 @@ from ..layers.outer import Outer, outer
 from ..remaining import told
 from . import first_kit
 from .backup import back_up, finished, proven_free
-from .survey import MIB, examine
+from .survey import examine
 
 _FORMAT = {
     "ext4": ["/usr/sbin/mkfs.ext4", "-q", "-F", "-m", "0"],
     "exfat": ["/usr/sbin/mkfs.exfat"],
 }
-_ZEROED_LATER = ("exfat", "vfat")
-"""Outer filesystems that allocate now and zero later, or can't allocate without zeroing."""
-_STEP = 8 * MIB
-_FS_IOC_GETFLAGS = 0x80086601
-_FS_IOC_SETFLAGS = 0x40086602
-_FS_NOCOW_FL = 0x00800000
 
 
 @attrs.frozen
@@ -188,7 +182,10 @@ def _length(options: Options, drive: Outer, suggested: int) -> int:
     if options.size is None and options.format is None:
         return suggested
     free = drive.filesystem.free()
-    length = options.size if options.size is not None else free * 9 // 10
+    length = options.size
+    if length is None:
+        # What was shown before is a guess at what the new filesystem leaves.
+        length = min(suggested, sensible(free, drive.filesystem.fstype))
     if length > free:
         raise Refused(f"A container of {size(length)} does not fit: {size(free)} are free.")
     return length // MIB * MIB
@@ -247,33 +244,14 @@ def new_container(
 
 def _fill(fd: int, length: int, fstype: str, control: Control, *, random: bool) -> None:
     """Write *fd* through to its end; with *random* bytes where nothing is to show what is used."""
-    if fstype == "btrfs":
-        # Copy on write below copy on write scatters the container over the drive.
-        flags = struct.unpack("=l", fcntl.ioctl(fd, _FS_IOC_GETFLAGS, bytes(8))[:8])[0]
-        fcntl.ioctl(fd, _FS_IOC_SETFLAGS, struct.pack("=l", flags | _FS_NOCOW_FL))
-    meter = Meter(control, length)
-    zeros = bytes(_STEP)
     try:
-        for offset in range(0, length, _STEP):
-            control.check()
-            part = min(_STEP, length - offset)
-            if random or fstype in _ZEROED_LATER:
-                _write(fd, os.urandom(part) if random else zeros[:part], offset)
-                os.fdatasync(fd)
-            else:
-                os.posix_fallocate(fd, offset, part)
-            meter.at(offset + part)
-        os.fsync(fd)
+        if fstype == "btrfs":
+            no_copy_on_write(fd)
+        fill(fd, 0, length, fstype, control, random=random)
     except OSError as exc:
         raise DriveFull(
             f"The container could not be made: {exc.strerror}.", "Say a smaller --size."
         ) from exc
-
-
-def _write(fd: int, data: bytes, offset: int) -> None:
-    while data:
-        done = os.pwrite(fd, data, offset)
-        data, offset = data[done:], offset + done
 
 
 def _formatted(backing: str, options: Options, control: Control) -> headers.Header:

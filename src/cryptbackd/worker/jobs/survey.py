@@ -19,6 +19,7 @@ from ...config import read_all
 from ...errors import CryptbackError, ForgedDrive
 from ...model import Device, Outcome, RunResult
 from ...run import run
+from ...sizes import LARGEST_FILE, MIB, ROOM_LEFT, sensible
 from ...text import printable, size
 from .. import header as headers
 from .. import workspace
@@ -28,13 +29,8 @@ from ..layers.inner import SMALLEST
 from ..layers.outer import OPTIONS, outer
 
 LSBLK = "/usr/bin/lsblk"
-MIB = 1 << 20
 HEADER_ROOM = 16 * MIB
 """Bytes of a container that the LUKS2 header takes (cryptsetup-luksFormat(8), --offset)."""
-FAT_LIMIT = (4 << 30) - 1
-"""Bytes that a file on FAT can have."""
-_ROOM_LEFT = 4 * MIB
-"""Bytes that the outer filesystem keeps for its own tables."""
 _OF_THE_SYSTEM = ("/", "/boot", "/boot/efi", "/usr", "/var", "/home", "[SWAP]")
 
 
@@ -91,7 +87,7 @@ def examine(device: Device, options: dict[str, Any], place: Path) -> Facts:
                 _of_nothing_usable(facts, device)
         elif options.get("format"):
             facts.free = facts.size - facts.size // 20
-            facts.suggested_size = facts.free // MIB * MIB
+            facts.suggested_size = sensible(facts.free, str(options["format"]))
         if not facts.problems:
             _of_the_size(facts, options)
     return facts
@@ -189,12 +185,7 @@ def _of_the_filesystem(facts: Facts, device: Device, options: dict[str, Any], pl
         facts.problem(exc.sentence, "Remove it first, or choose another name with --container.")
     except (CryptbackError, OSError) as exc:
         facts.problem(f"{device.node} can't be looked at: {printable(str(exc))}")
-    room = min(facts.free - 64 * MIB, facts.free * 9 // 10)
-    if room < MIB:
-        room = facts.free - _ROOM_LEFT
-    if facts.fstype == "vfat":
-        room = min(room, FAT_LIMIT)
-    facts.suggested_size = max(0, room) // MIB * MIB
+    facts.suggested_size = sensible(facts.free, facts.fstype)
 
 
 def _of_a_container(facts: Facts, path: str, fd: int) -> None:
@@ -228,13 +219,13 @@ def _of_the_size(facts: Facts, options: dict[str, Any]) -> None:
             f" {options.get('filesystem') or 'btrfs'} needs {size(least)} at least.",
             f"There are {size(facts.free)} free on the drive.",
         )
-    elif fstype == "vfat" and wanted > FAT_LIMIT:
+    elif wanted > LARGEST_FILE.get(str(fstype), wanted):
         facts.problem(
             f"A FAT32 filesystem can't hold a file of {size(wanted)}: 4 GiB - 1 byte is the most.",
             "Say --size 4095M, or --format exfat, which erases everything that is on it.",
         )
-    elif wanted > facts.free - _ROOM_LEFT:
+    elif wanted > facts.free - ROOM_LEFT:
         facts.problem(
             f"A container of {size(wanted)} does not fit: {size(facts.free)} are free there.",
-            f"Say --size {max(0, facts.free - _ROOM_LEFT) // MIB}M or less.",
+            f"Say --size {max(0, facts.free - ROOM_LEFT) // MIB}M or less.",
         )

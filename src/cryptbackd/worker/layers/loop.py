@@ -23,6 +23,7 @@ from ..gone import watch
 _LOOP_CTL_GET_FREE = 0x4C82
 _LOOP_CONFIGURE = 0x4C0A
 _LOOP_GET_STATUS64 = 0x4C05
+_LOOP_SET_CAPACITY = 0x4C07
 _LO_FLAGS_AUTOCLEAR = 4
 _LO_FLAGS_DIRECT_IO = 16
 _INFO = struct.Struct("=QQQQQIIII64s64s32s2Q")
@@ -46,6 +47,14 @@ class Loop:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+    def take_in(self) -> None:
+        """The file has another length: have the device show it (loop(4), LOOP_SET_CAPACITY)."""
+        fd = os.open(self.node, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(fd, _LOOP_SET_CAPACITY, 0)
+        finally:
+            os.close(fd)
 
 
 @contextmanager

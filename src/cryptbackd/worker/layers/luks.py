@@ -9,8 +9,8 @@ beneath it.  Between its birth and the arming there is a gap in which nothing en
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import attrs
@@ -19,6 +19,7 @@ from ... import paths
 from ...errors import DriveFailed, ForgedDrive, ToolFailed, WrongPassphrase
 from ...luks2 import CIPHER
 from ...run import run
+from ...text import printable
 from .. import sweep
 from ..control import Control
 from ..gone import watch
@@ -26,6 +27,7 @@ from ..header import Header, sealed
 
 CRYPTSETUP = "/usr/sbin/cryptsetup"
 DMSETUP = "/usr/sbin/dmsetup"
+SED = "/usr/bin/sed"
 KDF_DEADLINE = 600
 """Seconds; Argon2 with 1 GiB on a machine that swaps takes minutes."""
 WRONG_KEY = 2
@@ -50,11 +52,14 @@ def luks(
     purpose: str = "open",
     *,
     read_only: bool = False,
+    extensible: bool = False,
 ) -> Iterator[Volume]:
     """Unlock the volume on the block device *backing* while the block runs.
 
-    *header* is the stored one.  Raises WrongPassphrase, ForgedDrive when the mapping is not
-    what the header says, DriveFailed when it doesn't go away, and Cancelled.
+    *header* is the stored one.  *extensible*: it may be made longer by :func:`extend`; the
+    kernel then keeps the volume key with the mapping, and not in a keyring.  Raises
+    WrongPassphrase, ForgedDrive when the mapping is not what the header says, DriveFailed
+    when it doesn't go away, and Cancelled.
     """
     mapping = paths.mapping(name)
     if Path("/dev/mapper", mapping).exists():
@@ -64,7 +69,9 @@ def luks(
         )
     with sealed(header) as header_fd, sweep.noted(name):
         try:
-            source = _unlock(backing, mapping, header_fd, control, purpose, read_only)
+            how = ["--readonly"] if read_only else []
+            how += ["--disable-keyring"] if extensible else []
+            source = _unlock(backing, mapping, header_fd, control, purpose, how)
             held = os.open(f"/dev/mapper/{mapping}", os.O_RDONLY | os.O_CLOEXEC)
             run([DMSETUP, "remove", "--deferred", "--noudevsync", mapping])
         except BaseException:
@@ -87,8 +94,69 @@ def luks(
                 )
 
 
+def extend(volume: Volume, backing: str, name: str, header: Header) -> None:
+    """Have the *extensible* volume of the entry *name* reach to the end of *backing* again.
+
+    Raises DriveFailed and ForgedDrive.
+    """
+    mapping = paths.mapping(name)
+    with sealed(header) as header_fd, sweep.noted(name):
+        argv = [CRYPTSETUP, "resize", "--header", f"/proc/self/fd/{header_fd}"]
+        argv += ["--disable-external-tokens", mapping]
+        try:
+            run(argv, pass_fds=[header_fd])
+        except ToolFailed as exc:
+            raise DriveFailed(f"The volume can't be made longer: {exc.sentence}") from exc
+    uuid = Path("/sys/dev/block", volume.devno, "dm/uuid")
+    _check(mapping, uuid, _uuid(header, mapping), header, backing)
+
+
+def rebase(volume: Volume, backing: str, name: str, header: Header) -> None:
+    """Have the *extensible* volume of the entry *name* lie on the block device *backing*.
+
+    The volume key goes from the kernel to the kernel by way of two programs, and is read by
+    neither us nor a command line.  Raises DriveFailed and ForgedDrive.
+    """
+    mapping = paths.mapping(name)
+    rdev = os.stat(backing).st_rdev
+    # The seventh word of the table is the device (admin-guide/device-mapper/dm-crypt.rst).
+    put = rf"s/^((\S+ ){{6}})\S+/\1{os.major(rdev)}:{os.minor(rdev)}/"
+    with ExitStack() as stack:
+        table = _through(stack, [DMSETUP, "table", "--showkeys", mapping], None)
+        table = _through(stack, [SED, "--regexp-extended", put], table)
+        dmsetup(["reload", mapping], stdin=table)
+    dmsetup(["resume", "--noudevsync", mapping])
+    uuid = Path("/sys/dev/block", volume.devno, "dm/uuid")
+    _check(mapping, uuid, _uuid(header, mapping), header, backing)
+
+
+def dmsetup(words: Sequence[str], stdin: int | None = None) -> None:
+    """Run dmsetup with these *words*; raises DriveFailed."""
+    ended = run([DMSETUP, *words], stdin=stdin, ok=None)
+    if ended.status != 0:
+        # Its last line says only that it failed.
+        reason = ended.err.decode("utf-8", "replace").partition("\n")[0] or ended.complaint
+        raise DriveFailed(f"The device mapper refused: {printable(reason)}.")
+
+
+def _through(stack: ExitStack, argv: Sequence[str], stdin: int | None) -> int:
+    """A pipe with what the program says: it is short, and fits."""
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    stack.callback(os.close, reading)
+    try:
+        run(argv, stdin=stdin, stdout=writing)
+    finally:
+        os.close(writing)
+    return reading
+
+
 def _unlock(
-    backing: str, mapping: str, header_fd: int, control: Control, purpose: str, read_only: bool
+    backing: str,
+    mapping: str,
+    header_fd: int,
+    control: Control,
+    purpose: str,
+    how: Sequence[str],
 ) -> str:
     refused = ""
     while True:
@@ -97,7 +165,7 @@ def _unlock(
         token = ["--token-only", "--token-id", str(key.token)]
         words = token if key.token >= 0 else ["--disable-external-tokens"]
         argv = [CRYPTSETUP, "open", "--type", "luks2", "--header", f"/proc/self/fd/{header_fd}"]
-        argv += ["--tries", "1", *(["--readonly"] if read_only else []), *words, backing, mapping]
+        argv += ["--tries", "1", *how, *words, backing, mapping]
         try:
             ended = run(
                 argv,

@@ -1,0 +1,116 @@
+"""Making the filesystem in a volume longer or shorter.
+
+Longer, all three are made while they are mounted, and each is whole at every moment.  Shorter
+btrfs is made while it is mounted; it moves what lies behind the new end, and stays as it was
+when that is cut off.  ext4 is made shorter by a program that must not be cut off in the middle:
+see ``layers.redo``.  xfs can't be.
+"""
+
+from __future__ import annotations
+
+import os
+
+from ..errors import DriveFailed, Refused, ToolFailed
+from ..run import run
+from .control import Control
+from .header import Header
+from .layers.inner import SMALLEST
+from .layers.luks import Volume
+from .layers.mounted import Mounted
+from .layers.redo import Overlay
+from .superblock import read
+
+BTRFS = "/usr/bin/btrfs"
+E2FSCK = "/usr/sbin/e2fsck"
+RESIZE2FS = "/usr/sbin/resize2fs"
+XFS_GROWFS = "/usr/sbin/xfs_growfs"
+_TOOLS = {"btrfs": BTRFS, "ext4": RESIZE2FS, "xfs": XFS_GROWFS}
+_PATIENCE = 24 * 3600.0
+"""Seconds; moving many files on a slow drive takes hours."""
+_E2FSCK_FINE = (0, 1)
+"""e2fsck(8), "EXIT CODE": no errors, or all corrected."""
+_UNCHANGED = "Nothing was changed."
+
+
+def want_tool(fstype: str) -> None:
+    """Raise Refused when what makes an *fstype* longer is not installed."""
+    if not os.path.exists(_TOOLS[fstype]):
+        raise Refused(
+            f"{_TOOLS[fstype]} is not installed, which changes the length of an {fstype}.",
+            "Install xfsprogs." if fstype == "xfs" else "",
+        )
+
+
+def needed(volume: Volume, fstype: str, header: Header) -> int:
+    """Bytes of the container that header and filesystem need; it must not be mounted."""
+    return header.size + read(volume.node, fstype).length
+
+
+def used(tree: Mounted) -> int:
+    """Bytes in use in the mounted filesystem."""
+    status = os.fstatvfs(tree.fd)
+    return (status.f_blocks - status.f_bfree) * status.f_frsize
+
+
+def grow(tree: Mounted, volume: Volume) -> None:
+    """Make the mounted filesystem as long as its volume, durably; raises DriveFailed."""
+    argv = {
+        "btrfs": [BTRFS, "filesystem", "resize", "max", str(tree.path)],
+        "ext4": [RESIZE2FS, volume.node],
+        "xfs": [XFS_GROWFS, "-d", str(tree.path)],
+    }[tree.fstype]
+    try:
+        run(argv, deadline=_PATIENCE)
+    except ToolFailed as exc:
+        raise DriveFailed(
+            f"The {tree.fstype} filesystem can't be made longer: {exc.sentence}"
+        ) from exc
+    tree.sync()
+
+
+def shrink_btrfs(tree: Mounted, length: int, control: Control) -> None:
+    """Make the mounted btrfs *length* bytes long, durably; raises Refused and Cancelled."""
+    argv = [BTRFS, "filesystem", "resize", str(length), str(tree.path)]
+    try:
+        run(argv, deadline=_PATIENCE, interrupt=control.interrupt)
+    except ToolFailed as exc:
+        raise Refused(f"The btrfs filesystem can't be made that short: {exc.sentence}") from exc
+    tree.sync()
+
+
+def shrink_ext4(volume: Volume, length: int, overlay: Overlay, control: Control) -> None:
+    """Make the unmounted ext4 *length* bytes long, in what lies over it.
+
+    Raises Refused, DriveFailed and Cancelled; the drive has no part in it yet.
+    """
+    check = [E2FSCK, "-f", "-p", volume.node]
+    shrink = [RESIZE2FS, volume.node, f"{length // 1024}K"]
+    for argv, fine in ((check, _E2FSCK_FINE), (shrink, (0,))):
+        ended = run(argv, deadline=_PATIENCE, ok=None, interrupt=control.interrupt)
+        if ended.status in fine:
+            continue
+        if overlay.is_full():
+            raise Refused(
+                "Making it shorter changes more than this computer has room for meanwhile.",
+                f"{_UNCHANGED} The room is needed in /var/lib/cryptbackd.",
+            )
+        if argv is check:
+            raise DriveFailed(
+                f"The ext4 filesystem in the container has errors: {ended.complaint}",
+                f"{_UNCHANGED} Open the container by hand, and run `e2fsck -f` on it.",
+            )
+        raise Refused(
+            f"The ext4 filesystem can't be made that short: {ended.complaint}", _UNCHANGED
+        )
+    with open(volume.node, "rb") as written:
+        os.fsync(written.fileno())
+
+
+def smallest(fstype: str) -> int:
+    """Bytes that a filesystem has at least; raises Refused for one that can't be made shorter."""
+    if fstype == "xfs":
+        raise Refused(
+            "An xfs filesystem can't be made shorter.",
+            "Enrol the drive anew with a smaller --size, and --filesystem btrfs or ext4.",
+        )
+    return SMALLEST[fstype]

@@ -1,0 +1,127 @@
+"""A change of the container's length that is not through: the computer's note of it.
+
+The note is there, durably, before the first byte of the drive is changed, and goes when the
+last one is on the drive.  Whoever opens the drive next finds it, and :func:`decide` says what
+is to be done; that holds however often it is cut off.
+
+==========  ==================================================  ==============================
+stage       what the drive may hold                             what the next one does
+==========  ==================================================  ==============================
+FILLING     a file with a part of its new tail; the filesystem  cuts the tail off: undone
+            as before
+FILLED      a file that is long enough to its end; the          makes the filesystem as long
+            filesystem as before or longer                      as the file: done
+STAGED      nothing new: what was changed is on the computer    throws that away: undone
+MERGING     a filesystem that is partly the shorter one, the    writes the rest: goes on with
+            rest of which is on the computer                    SHRINKING
+SHRINKING   a filesystem as before or shorter, a file as        the filesystem is short: cuts
+            before                                              the tail off: done; else: undone
+==========  ==================================================  ==============================
+
+A tail is only cut off behind the end of the filesystem, by what the filesystem itself says.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from enum import Enum, StrEnum
+from pathlib import Path
+
+import attrs
+
+from .. import paths
+from .header import fsync_directory
+
+
+class Stage(StrEnum):
+    """How far it is."""
+
+    FILLING = "filling"
+    FILLED = "filled"
+    STAGED = "staged"
+    MERGING = "merging"
+    SHRINKING = "shrinking"
+
+
+@attrs.frozen
+class Note:
+    """From how many bytes to how many, of the container of the volume *uuid*.
+
+    ``superblocks``: of a MERGING one, what the encrypted superblock is before and after.
+    """
+
+    uuid: str
+    before: int
+    after: int
+    stage: Stage
+    superblocks: tuple[str, ...] = ()
+
+
+class Next(Enum):
+    """What is to be done."""
+
+    NOTHING = "nothing"
+    GROW = "grow"
+    """Make the filesystem as long as the file."""
+    TRIM = "trim"
+    """Cut the file off."""
+
+
+def decide(note: Note, length: int, needed: int) -> tuple[Next, int]:
+    """What to do with a file of *length* bytes of which the filesystem needs *needed*.
+
+    The number is what TRIM cuts the file down to.
+    """
+    if note.stage is Stage.FILLED and length >= note.after:
+        return Next.GROW, length
+    goal = note.before if note.stage in (Stage.FILLING, Stage.FILLED) else note.after
+    # A file that is longer than we ever made it is somebody else's work.
+    if needed <= goal < length <= max(note.before, note.after):
+        return Next.TRIM, goal
+    return Next.NOTHING, length
+
+
+def write(name: str, note: Note) -> None:
+    """Note it for the entry *name*, durably: whole or not at all."""
+    target = paths.unfinished(name)
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fresh = target.with_name(f".{target.name}.new")
+    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "w") as file:
+        json.dump(attrs.asdict(note), file)
+        file.flush()
+        os.fsync(fd)
+    fresh.rename(target)
+    fsync_directory(target.parent)
+
+
+def read(name: str, uuid: str) -> Note | None:
+    """The note about the entry *name*, if it is about the volume *uuid*."""
+    try:
+        raw = json.loads(paths.unfinished(name).read_text())
+        note = Note(
+            str(raw["uuid"]),
+            int(raw["before"]),
+            int(raw["after"]),
+            Stage(raw["stage"]),
+            tuple(str(text) for text in raw["superblocks"]),
+        )
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    return note if note.uuid == uuid else None
+
+
+def forget(name: str) -> None:
+    """It is through: nothing is left to be done about the entry *name*."""
+    for path in (paths.unfinished(name), staged(name)):
+        with suppress(FileNotFoundError):
+            path.unlink()
+    with suppress(FileNotFoundError):
+        fsync_directory(paths.unfinished(name).parent)
+
+
+def staged(name: str) -> Path:
+    """Where the encrypted blocks are that a shorter filesystem has changed."""
+    return paths.unfinished(name).with_suffix(".blocks")

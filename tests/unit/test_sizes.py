@@ -1,0 +1,105 @@
+"""How long a container is to be."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from cryptbackd import sizes
+from cryptbackd.errors import Refused
+from cryptbackd.sizes import MIB, How, Wanted
+
+GIB = 1 << 30
+BYTES = st.integers(0, 1 << 45)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("8G", Wanted(How.TO, 8 * GIB)),
+        (" 512 MiB ", Wanted(How.TO, 512 * MIB)),
+        ("+2G", Wanted(How.BY, 2 * GIB)),
+        ("+1.5T", Wanted(How.BY, 3 << 39)),
+        ("max", Wanted(How.MAX)),
+    ],
+)
+def test_what_people_ask_for(text: str, wanted: Wanted) -> None:
+    assert sizes.parse(text) == wanted
+
+
+@pytest.mark.parametrize("text", ["", "+", "-2G", "++2G", "+max", "MAX", "much", "1000", "+0", "0"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(ValueError, match=r"is not a size|less than 1M"):
+        sizes.parse(text)
+
+
+@given(BYTES, st.sampled_from(["ext4", "vfat", "exfat"]))
+def test_a_sensible_size_leaves_room(free: int, fstype: str) -> None:
+    size = sizes.sensible(free, fstype)
+    assert size % MIB == 0
+    assert 0 <= size <= free
+    assert size <= sizes.LARGEST_FILE.get(fstype, size)
+    if free > GIB:
+        assert free - size >= max(free // 10, 64 * MIB)
+        assert fstype == "vfat" or size >= free * 8 // 10
+
+
+def length(wanted: Wanted, current: int, free: int, fstype: str = "ext4", holes: int = 0) -> int:
+    return sizes.length(
+        wanted,
+        current=current,
+        taken=current - holes,
+        free=free,
+        total=current + free,
+        fstype=fstype,
+    )
+
+
+@given(BYTES, BYTES, BYTES, st.sampled_from(list(How)), st.sampled_from(["ext4", "vfat"]))
+def test_whatever_is_asked_for_fits(
+    size: int, current: int, free: int, how: How, fstype: str
+) -> None:
+    assume(fstype != "vfat" or current <= sizes.LARGEST_FILE["vfat"])
+    wanted = Wanted(how, size)
+    try:
+        target = length(wanted, current, free, fstype)
+    except Refused:
+        assert how is not How.MAX
+        return
+    assert target == current or target % MIB == 0
+    assert target <= max(current, current + free - sizes.ROOM_LEFT)
+    assert target <= sizes.LARGEST_FILE.get(fstype, target)
+    if how is not How.TO:
+        assert target >= current
+    if how is How.TO:
+        assert abs(target - size) < MIB
+
+
+def test_max_leaves_a_reserve() -> None:
+    assert length(Wanted(How.MAX), GIB, 0) == GIB
+    assert length(Wanted(How.MAX), 10 * GIB, 90 * GIB) == 99 * GIB
+    assert length(Wanted(How.MAX), 0, 1000 * GIB) == 999 * GIB
+    assert length(Wanted(How.MAX), 256 * MIB, 256 * MIB) == (512 - 16) * MIB
+    assert length(Wanted(How.MAX), GIB, 90 * GIB, "vfat") == 4 * GIB - MIB
+
+
+def test_what_has_holes_needs_room_for_them() -> None:
+    assert length(Wanted(How.TO, 3 * GIB), 2 * GIB, 2 * GIB) == 3 * GIB
+    with pytest.raises(Refused, match=r"has 2.0 GiB now, and 2.0 GiB are free"):
+        length(Wanted(How.TO, 3 * GIB), 2 * GIB, 2 * GIB, holes=2 * GIB)
+
+
+def test_a_file_on_fat_has_a_limit() -> None:
+    with pytest.raises(Refused, match="FAT32"):
+        length(Wanted(How.BY, 3 * GIB), 2 * GIB, 9 * GIB, "vfat")
+    with pytest.raises(Refused, match=r"does not fit: it has 2.0 GiB now"):
+        length(Wanted(How.BY, 9 * GIB), 2 * GIB, 8 * GIB)
+
+
+@given(BYTES, BYTES, BYTES)
+def test_what_is_in_use_stays(header: int, smallest: int, used: int) -> None:
+    least = sizes.least(header, smallest, used)
+    assert least % MIB == 0
+    assert least >= header + smallest
+    assert least >= header + used + 32 * MIB
