@@ -27,10 +27,9 @@ BLOCK = 1 << 16
 DEGREES = 255
 
 
-def chi_square(data: bytes) -> float:
+def chi_square(counts: collections.Counter[int]) -> float:
     """How far the bytes are from being equally frequent, in standard deviations."""
-    wanted = len(data) / 256
-    counts = collections.Counter(data)
+    wanted = counts.total() / 256
     found = sum((counts[byte] - wanted) ** 2 / wanted for byte in range(256))
     return float((found - DEGREES) / (2 * DEGREES) ** 0.5)
 
@@ -48,9 +47,13 @@ def signs(data: bytes, where: Path) -> list[str]:
     probed = subprocess.run(["/usr/sbin/blkid", "-p", where], capture_output=True, check=False)
     if probed.returncode != 2:
         found.append(f"blkid: {probed.stdout!r}")
-    odd = [at for at in range(0, len(data), BLOCK) if abs(chi_square(data[at : at + BLOCK])) > 7]
-    found += [f"chi-square of the block at {at}" for at in odd]
-    if abs(chi_square(data)) > 5:
+    every: collections.Counter[int] = collections.Counter()
+    for at in range(0, len(data), BLOCK):
+        counts = collections.Counter(data[at : at + BLOCK])
+        every += counts
+        if abs(chi_square(counts)) > 7:
+            found.append(f"chi-square of the block at {at}")
+    if abs(chi_square(every)) > 5:
         found.append("chi-square of all")
     return found
 
@@ -109,8 +112,7 @@ def test_without_a_header_the_container_is_random_bytes(
     shown = init(vm, stick.partition, "home", *OPTIONS)
     assert "NO HEADER is written to the drive" in shown
     assert vm.run(["stat", "-c", "%a", PAGE, HEADER]).out == "600\n600\n"
-    succeeds_next(vm)
-    assert [run["outcome"] for run in history(vm)] == ["done", "done"]
+    assert [run["outcome"] for run in history(vm)] == ["done"]
     changed(vm)
     files = by_hand.manifest(vm, "/home/me")
 
@@ -133,7 +135,7 @@ def test_without_a_header_the_container_is_random_bytes(
     stick.plug()
     adopt = init_words(stick, "--adopt")
     assert vm.run(adopt, PASSPHRASE.encode(), check=False).code == 1  # none is on the drive
-    again = vm.run([*adopt, "--header", HEADER], PASSPHRASE.encode(), timeout=300)
+    again = vm.run([*adopt, "--no-run", "--header", HEADER], PASSPHRASE.encode(), timeout=300)
     assert "what is on it is as it was" in again.out
     assert "You may unplug home now." in again.out
     assert re.findall(r"\b[0-9a-f]{64}\b", page)[0] in again.out
