@@ -31,6 +31,7 @@ METHODS = {
     "Eject": "s", "Survey": "sa{sv}", "Init": "sa{sv}", "Header": "s", "Passphrase": "sa{sv}",
     "Adopt": "s", "Repair": "sa{sv}", "HandOver": "ss", "Browse": "sa{sv}", "ShowOn": "sh",
     "Close": "s", "Kit": "s", "KitWritten": "ss", "Forget": "s", "Resize": "ss",
+    "Restore": "sa{sv}", "Recover": "sa{sv}",
 }  # fmt: skip
 
 

@@ -40,10 +40,12 @@ _AT_RECURSIVE = 0x8000
 _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_F_EMPTY_PATH = 0x04
 _MS_PRIVATE = 1 << 18
+_MNT_DETACH = 2
 _MOUNT_ATTR_RDONLY = 0x01
 _MOUNT_ATTR_NOSUID = 0x02
 _MOUNT_ATTR_NODEV = 0x04
 _MOUNT_ATTR_NOEXEC = 0x08
+_MOUNT_ATTR_NOSYMFOLLOW = 0x200000
 
 _AT_STATX_DONT_SYNC = 0x4000
 _STATX_TYPE = 0x01
@@ -147,15 +149,7 @@ def bind_read_only(source: int, target: str, *, recursive: bool) -> None:
             ctypes.c_size_t(len(attr)),
             what="mount_setattr",
         )
-        _syscall(
-            _SYS_MOVE_MOUNT,
-            ctypes.c_int(tree),
-            ctypes.c_char_p(b""),
-            ctypes.c_int(-100),
-            ctypes.c_char_p(os.fsencode(target)),
-            ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH),
-            what=target,
-        )
+        _attach(tree, target)
     finally:
         os.close(tree)
 
@@ -173,6 +167,52 @@ def device_number(fd: int) -> tuple[int, int] | None:
     _check(result, "statx")
     mode, major, minor = _STATX.unpack(found.raw)
     return (major, minor) if stat.S_ISCHR(mode) else None
+
+
+def _attach(tree: int, target: str) -> None:
+    _syscall(
+        _SYS_MOVE_MOUNT,
+        ctypes.c_int(tree),
+        ctypes.c_char_p(b""),
+        ctypes.c_int(-100),
+        ctypes.c_char_p(os.fsencode(target)),
+        ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH),
+        what=target,
+    )
+
+
+def bind_without_links(source: int, target: str) -> None:
+    """Show the directory *source* (a descriptor), and all that is mounted below it, at *target*.
+
+    No symbolic link is followed there, whoever puts one into the way (open_tree(2),
+    mount_setattr(2), move_mount(2); Linux 5.14).
+    """
+    tree = _syscall(
+        _SYS_OPEN_TREE,
+        ctypes.c_int(source),
+        ctypes.c_char_p(b""),
+        ctypes.c_uint(_AT_EMPTY_PATH | _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_RECURSIVE),
+        what="open_tree",
+    )
+    try:
+        attr = struct.pack("=QQQQ", _MOUNT_ATTR_NOSYMFOLLOW, 0, _MS_PRIVATE, 0)
+        _syscall(
+            _SYS_MOUNT_SETATTR,
+            ctypes.c_int(tree),
+            ctypes.c_char_p(b""),
+            ctypes.c_uint(_AT_EMPTY_PATH | _AT_RECURSIVE),
+            ctypes.c_char_p(attr),
+            ctypes.c_size_t(len(attr)),
+            what="mount_setattr",
+        )
+        _attach(tree, target)
+    finally:
+        os.close(tree)
+
+
+def detach(target: str) -> None:
+    """Take away what is mounted at *target*, with all below it (umount2(2))."""
+    _check(_libc.umount2(ctypes.c_char_p(os.fsencode(target)), ctypes.c_int(_MNT_DETACH)), target)
 
 
 def disk_sequence(fd: int) -> int:

@@ -57,7 +57,8 @@ class Start:
     ``full`` and ``accept`` (booleans); for an init what ``cryptbackd.worker.jobs.init``
     documents, and with ``adopt`` also ``jobs.adopt``; for a change of passphrases what
     ``jobs.passphrase`` does; for a survey ``container`` and ``size``; for browsing ``user``,
-    ``groups`` (numbers, of whom it is shown to) and ``who``, that user's name.
+    ``groups`` (numbers, of whom it is shown to) and ``who``, that user's name; for a restore
+    what ``jobs.restore`` does.
     ``ledger`` is what the computer remembers of the drive, if anything.
     """
 
@@ -138,8 +139,9 @@ class KeyWanted:
     ``recovery-key`` and ``header`` (of a drive that is to have none) the descriptor is the other
     end of a pipe: what is written there goes to whoever asked, who tells by ``kit`` what was
     kept of it.  By ``stored-header`` such a one comes back, for a drive that is enrolled again.
-    For ``browse`` it is that of the mount (``/dev/fuse``) on which whoever asked wants to see the
-    versions.  ``refused`` names the source whose key was wrong just now.
+    ``settings`` is such a one, too.  For ``files`` it is a socket to whoever asked for a restore
+    (``cryptbackd.restoring``), for ``browse`` that of the mount (``/dev/fuse``) on which whoever
+    asked wants to see the versions.  ``refused`` names the source whose key was wrong just now.
     """
 
     SAY: ClassVar[str] = "key-wanted"

@@ -20,6 +20,11 @@ exec "$@"
 
 def at_the_seat(vm: Machine, *command: str, check: bool = True, timeout: float = 120) -> Result:
     """Run a command as the user `me` in a session on seat0, whose terminal is at the front."""
+    return vm.run(words(vm, *command), check=check, timeout=timeout)
+
+
+def words(vm: Machine, *command: str) -> list[str]:
+    """The command that has another one run as :func:`at_the_seat` does."""
     vm.push("/etc/pam.d/cryptback-test", PAM)
     vm.run(["python3", "-I", "-c", TO_THE_FRONT])
     environment = {
@@ -32,7 +37,7 @@ def at_the_seat(vm: Machine, *command: str, check: bool = True, timeout: float =
     run += ["--property=User=me", "--property=PAMName=cryptback-test"]
     run += [f"--setenv={key}={value}" for key, value in environment.items()]
     shell = ["/bin/sh", "-c", WAIT, "sh"]
-    return vm.run([*run, "--", *shell, *command], check=check, timeout=timeout)
+    return [*run, "--", *shell, *command]
 
 
 def sit_down(vm: Machine) -> None:

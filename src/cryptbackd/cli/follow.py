@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -137,10 +137,17 @@ def numbers(drive: Values) -> str:
 
 
 async def follow(
-    client: Client, name: str, runs: Iterable[str], shown: Display
+    client: Client,
+    name: str,
+    runs: Iterable[str],
+    shown: Display,
+    cancel: Callable[[], Awaitable[bool]] | None = None,
 ) -> dict[str, Values]:
     """Wait for *runs* (all of one disk; :meth:`Client.listen` was called before they were
     begun), showing the drive *name*.  Their results by id.
+
+    *cancel* is how they are cancelled, if not by asking the daemon; it says whether there is
+    no need to wait for their end.
 
     Raises Cancelled on a second Ctrl-C, and CryptbackError when the daemon is gone.
     """
@@ -150,9 +157,15 @@ async def follow(
     leave: asyncio.Future[None] = loop.create_future()
     cancelling: list[asyncio.Task[None]] = []
 
+    async def cancelled() -> None:
+        if cancel is None:
+            await _cancel(client, name)
+        elif await cancel() and not leave.done():
+            leave.set_result(None)
+
     def interrupted() -> None:
         if not cancelling:
-            cancelling.append(loop.create_task(_cancel(client, name)))
+            cancelling.append(loop.create_task(cancelled()))
         elif not leave.done():
             leave.set_result(None)
 

@@ -60,7 +60,7 @@ class Plan:
         """As the daemon wants to have it."""
         container = "" if self.format == "luks" else self.container
         return bus.options(
-            name=self.name,
+            name=self.name or None,
             container=container,
             size=self.size,
             filesystem=self.filesystem,
@@ -79,10 +79,11 @@ class Plan:
 
 @click.command()
 @click.argument("device")
-@click.option("--name", required=True, help="What the drive is called from now on.")
+@click.option(
+    "--name", default="", help="What the drive is called from now on; needed but with --adopt."
+)
 @click.option(
     "--include",
-    required=True,
     multiple=True,
     metavar="PATH",
     help="A directory or file to back up; may be given again.",
@@ -277,7 +278,10 @@ async def _take_header(client: bus.Client, run: str, places: Places) -> asyncio.
 
 def _check(plan: Plan) -> None:
     """Refuse what can be known to be wrong before any device is looked at."""
-    check_name(plan.name)
+    if plan.name or not plan.adopt:
+        check_name(plan.name)
+    if not plan.include and not plan.adopt:
+        raise Refused("It was not said what is to be backed up.", "Say --include PATH.")
     if plan.format == "luks" and plan.container is not None:
         raise Refused("With --format luks there is no container file.", "Leave out --container.")
     if plan.detached and (plan.adopt or plan.format == "luks"):

@@ -19,6 +19,7 @@ VERBS = (
     "history",
     "browse",
     "close",
+    "restore",
     "verify",
     "resize",
     "passphrase",

@@ -389,6 +389,16 @@ class Bus:
         job = self.service.init(seen, _plain(message.body[1]))
         return await self._minded(message, job)
 
+    async def recover(self, message: Message) -> _Answer:
+        """Recover."""
+        seen = self.resolve(message.body[0])
+        options = _plain(message.body[1])
+        kinds = {"container": str, "fingerprint": str, "header": bool}
+        for key, value in options.items():
+            if not isinstance(value, kinds.get(key, ())):
+                raise Refused(f"To recover settings has no such option: {printable(key, 40)}.")
+        return await self._minded(message, self.service.recover(seen, options))
+
     async def header(self, message: Message) -> _Answer:
         """Header."""
         return _Answer("s", [json.dumps(await self.service.look(message.body[0]))])
@@ -465,6 +475,17 @@ class Bus:
     async def resize(self, message: Message) -> _Answer:
         """Resize."""
         return _Answer("s", [self.service.resize(*message.body)])
+
+    async def restore(self, message: Message) -> _Answer:
+        """Restore."""
+        name, options = message.body[0], _plain(message.body[1])
+        at = options.pop("at", "")
+        if options or not isinstance(at, str):
+            raise Refused("A restore has no such option.")
+        values = await self._ask_bus("GetConnectionCredentials", "s", [message.sender])
+        user, _process, told = browsing.credentials(_plain(values[0]))
+        groups = browsing.groups_of(user, told)
+        return await self._minded(message, self.service.restore(name, at, user, groups))
 
     async def _minded(self, message: Message, job: Job) -> _Answer:
         """The id of *job*, which ends with whoever asked for it."""
@@ -552,6 +573,7 @@ CALLS: dict[tuple[str, str], _Call] = {
     ("Eject", "s"): _Call(Bus.eject, Action.EJECT),
     ("Survey", "sa{sv}"): _Call(Bus.survey, Action.MANAGE),
     ("Init", "sa{sv}"): _Call(Bus.init, Action.MANAGE),
+    ("Recover", "sa{sv}"): _Call(Bus.recover, Action.MANAGE),
     ("Header", "s"): _Call(Bus.header, Action.MANAGE),
     ("Passphrase", "sa{sv}"): _Call(Bus.passphrase, Action.MANAGE),
     ("Adopt", "s"): _Call(Bus.adopt, Action.MANAGE),
@@ -563,6 +585,7 @@ CALLS: dict[tuple[str, str], _Call] = {
     ("KitWritten", "ss"): _Call(Bus.kit_written, Action.MANAGE),
     ("Forget", "s"): _Call(Bus.forget, Action.MANAGE),
     ("Resize", "ss"): _Call(Bus.resize, Action.MANAGE),
+    ("Restore", "sa{sv}"): _Call(Bus.restore, Action.RESTORE),
     ("HandOver", "ss"): _Call(Bus.hand_over),  # a pipe is given to who asked for the job alone
 }
 """Each method and its signature, and who may call it: the table in docs/dbus.md."""

@@ -65,6 +65,11 @@ XML = """\
       <arg name="options" type="a{sv}" direction="in"/>
       <arg name="run" type="s" direction="out"/>
     </method>
+    <method name="Recover">
+      <arg name="device" type="s" direction="in"/>
+      <arg name="options" type="a{sv}" direction="in"/>
+      <arg name="run" type="s" direction="out"/>
+    </method>
     <!-- What is different about the header on a drive; JSON as of the survey. -->
     <method name="Header">
       <arg name="name" type="s" direction="in"/>
@@ -81,6 +86,11 @@ XML = """\
       <arg name="run" type="s" direction="out"/>
     </method>
     <method name="Repair">
+      <arg name="name" type="s" direction="in"/>
+      <arg name="options" type="a{sv}" direction="in"/>
+      <arg name="run" type="s" direction="out"/>
+    </method>
+    <method name="Restore">
       <arg name="name" type="s" direction="in"/>
       <arg name="options" type="a{sv}" direction="in"/>
       <arg name="run" type="s" direction="out"/>

@@ -6,6 +6,7 @@ import asyncio
 import os
 import secrets
 import signal
+import socket
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -72,7 +73,7 @@ class Job:
     @property
     def recorded(self) -> bool:
         """Whether it is a run, which the history and the journal know; the others are not."""
-        return self.kind not in (JobKind.SURVEY, JobKind.LOOK, JobKind.RELEASE)
+        return self.kind not in (JobKind.SURVEY, JobKind.LOOK, JobKind.RECOVER, JobKind.RELEASE)
 
     @property
     def shown_to(self) -> str:
@@ -107,14 +108,20 @@ class Job:
                 return "the stored header is whole, and what was on the drive is kept beside it"
             case JobKind.ADOPT:
                 return "the stored header is whole, the old one or the new"
+            case JobKind.RESTORE:
+                return "the versions are whole, and no file has its name before it is complete"
             case _:
                 return "nothing was changed"
 
     def open_enrolment(self, purposes: Iterable[str]) -> None:
-        """Make the pipes for what is handed over, or in two cases handed out."""
+        """Make the pipes for what is handed over, or in some cases handed out."""
         for purpose in purposes:
+            if purpose == "files":
+                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                self.enrolment[purpose], self.writers[purpose] = ours.detach(), theirs.detach()
+                continue
             reading, writing = os.pipe2(os.O_CLOEXEC)
-            if purpose in ("recovery-key", "header"):
+            if purpose in ("recovery-key", "header", "settings"):
                 reading, writing = writing, reading
             self.enrolment[purpose], self.writers[purpose] = reading, writing
 
@@ -138,6 +145,8 @@ _WORK = {
     JobKind.ADOPT: "while its header was taken over",
     JobKind.REPAIR: "while its header was repaired",
     JobKind.VERIFY: "while it was read back",
+    JobKind.RESTORE: "in the middle of the restore",
+    JobKind.RECOVER: "while its settings were read",
     JobKind.LOOK: "while it was looked at",
     JobKind.BROWSE: "while its versions were open for browsing",
     JobKind.RELEASE: "while it was made ready for that",

@@ -21,6 +21,7 @@ _WHAT = {
     JobKind.REPAIR: "repair of its header",
     JobKind.VERIFY: "verification",
     JobKind.BROWSE: "browsing",
+    JobKind.RESTORE: "restore",
 }
 
 

@@ -55,6 +55,7 @@ INIT_OPTIONS: dict[str, object] = {
     "detached": False,
     "header": False,
     "fingerprint": "",
+    "settings": "",
 }
 """What an init can be told, with the defaults (see ``protocol.Start``)."""
 _NUMBERS = ("size", "pbkdf_memory", "pbkdf_iterations")
@@ -304,14 +305,35 @@ class Service:
         options["container"] = options["container"] or None  # D-Bus has no null
         name = config.check_name(str(options["name"]))
         known = self.store.now()
-        if name in known.good or name in known.bad:
+        # To adopt a copy of its container moves an entry to another drive.
+        if name in known.bad or (name in known.good and not options["adopt"]):
             raise Refused(
                 f'There is an entry "{name}" already.', "Choose another name, or remove it first."
             )
         self._want_idle(seen)
+        if self._is_busy(name):
+            raise Busy(f"Something is already going on with {name}.", "See `cryptback status`.")
         job = self._job(JobKind.INIT, name, seen)
         job.options = options
+        job.entry_text = known.texts.get(name, "")
         job.open_enrolment(_purposes(options))
+        self.supervisor.submit(job)
+        return job
+
+    def recover(self, seen: Seen, options: dict[str, Any]) -> Job:
+        """Read the settings in the container on a device that is to be enrolled again.
+
+        A passphrase is to come, and the settings go, through ``hand_over``.  Raises Busy and
+        Refused.
+        """
+        self._want_idle(seen)
+        known = self.store.now()
+        names = ("recovering", *(f"recovering-{number}" for number in range(2, 100)))
+        name = next(name for name in names if name not in (*known.good, *known.bad))
+        job = self._job(JobKind.RECOVER, name, seen)
+        job.options = options
+        header = ("stored-header",) if options.get("header") else ()
+        job.open_enrolment(("current", "settings", *header))
         self.supervisor.submit(job)
         return job
 
@@ -394,6 +416,27 @@ class Service:
         job.options = {"size": size}
         self.supervisor.submit(job)
         return job.id
+
+    def restore(self, name: str, at: str, user: int, groups: list[int]) -> Job:
+        """Let *user* read files of the version *at*, through what ``hand_over`` gives for
+        ``files``.  It may have to wait for its turn: whoever lost a file plugs the drive in,
+        and that begins a backup.
+
+        Raises UnknownDrive, ConfigError, DriveAbsent, Busy and Refused.
+        """
+        entry = self.store.get(name)
+        self._want_awake()
+        if self._shown(name):
+            raise Busy(
+                f"{name} is open for browsing.", f"Copy what you want, or: cryptback close {name}"
+            )
+        job = self._job(JobKind.RESTORE, name, self._the_one(name, entry))
+        job.entry = entry
+        job.entry_text = self.store.now().texts[name]
+        job.options = {"at": at, "user": user, "groups": groups}
+        job.open_enrolment(("files",))
+        self.supervisor.submit(job)
+        return job
 
     def _for_entry(self, kind: JobKind, name: str, seen: Seen | None = None) -> Job:
         entry = self.store.get(name)

@@ -19,10 +19,11 @@ import attrs
 
 from ..config import Entry
 from ..text import printable
+from ..trusted import open_as_root
 from . import rights
 from .control import Control, escaped
 from .rights import Rights
-from .sources import Plan, Source, is_inside, open_as_root
+from .sources import Plan, Source, is_inside
 
 _LARGEST = 1 << 20
 """Bytes of a list that are read."""

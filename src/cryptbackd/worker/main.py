@@ -125,6 +125,10 @@ def _job(start: Start) -> Callable[[Start, Control], RunResult]:
             from .jobs.browse import browse as job
         case JobKind.RESIZE:
             from .jobs.resize import resize as job
+        case JobKind.RESTORE:
+            from .jobs.restore import restore as job
+        case JobKind.RECOVER:
+            from .jobs.recover import recover as job
         case JobKind.LOOK:
             from .jobs.look import look as job
         case JobKind.VERIFY:

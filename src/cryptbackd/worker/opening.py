@@ -100,11 +100,13 @@ def opening(
     *,
     extensible: bool = False,
     untouched: bool = False,
+    purpose: str = "open",
 ) -> Iterator[Opening]:
     """Open the volume of the entry *name* on *device* while the block runs.
 
     *extensible*: see ``layers.luks``.  *untouched*: nothing is written on the drive, and what
-    was cut off is left as it is; raises Refused where it can't be read like that.
+    was cut off is left as it is; raises Refused where it can't be read like that.  *purpose*: of
+    the key that is asked for.
     """
     drive: Outer | None = None
     tail: Tail | None = None
@@ -126,7 +128,15 @@ def opening(
         beneath = stack.enter_context(ExitStack())
         control.phase(Phase.UNLOCKING)
         volume = stack.enter_context(
-            luks(backing, name, header, control, read_only=untouched, extensible=extensible)
+            luks(
+                backing,
+                name,
+                header,
+                control,
+                purpose,
+                read_only=untouched,
+                extensible=extensible,
+            )
         )
         if bound is not None:
             bound.hand_over()

@@ -7,7 +7,10 @@ passphrase must open, and that are stored: what the drive shows later doesn't ma
 
 from __future__ import annotations
 
+import json
 import os
+import pwd
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,8 @@ import attrs
 
 from ... import config, protocol
 from ...config import Entry
-from ...errors import ForgedDrive, Refused
+from ...document import document
+from ...errors import ConfigError, ForgedDrive, Refused
 from ...model import Device, Outcome, Phase, RunResult
 from ...text import printable
 from .. import header as headers
@@ -28,6 +32,7 @@ from . import init
 from .backup import proven_free
 from .passphrase import given
 
+_DEVICE = re.compile(r"\s*(uuid|container)\s*=")
 _LUKS = "crypto_LUKS"
 """What libblkid calls a partition that is encrypted itself."""
 
@@ -37,18 +42,26 @@ class Options:
     """What was asked for: an init's options, and the fingerprint that somebody has agreed to.
 
     ``header``: whoever asks hands the header over, as the drive has none.
+    ``settings``: the TOML of an entry, which somebody has agreed to as well; all but ``uuid``
+    and ``container`` is taken from there.
     """
 
     init: init.Options
     fingerprint: str = ""
     header: bool = False
+    settings: str = ""
 
     @staticmethod
     def from_message(raw: dict[str, Any]) -> Options:
         """The options in a ``Start``; raises ConfigError and Refused."""
         plain = {**raw, "container": raw.get("container") or "backup.luks", "format": None}
-        chosen = init.Options.from_message(plain)
-        return Options(chosen, str(raw.get("fingerprint") or ""), bool(raw.get("header")))
+        plain.setdefault("include", [])
+        return Options(
+            init.Options.from_message(plain),
+            fingerprint=str(raw.get("fingerprint") or ""),
+            header=bool(raw.get("header")),
+            settings=str(raw.get("settings") or ""),
+        )
 
 
 def adopt(start: protocol.Start, control: Control) -> RunResult:
@@ -87,20 +100,87 @@ def enrol_again(start: protocol.Start, control: Control) -> RunResult:
     place = workspace.make(options.init.name)
     control.phase(Phase.ATTACHING)
     with proven_free(start.device, control):
-        given_header = _given_header(control) if options.header else None
-        entry, _device, found = planned(options, start.device, place, given_header)
+        header = given_header(control) if options.header else None
+        entry, _device, found = planned(options, start.device, place, header)
         if found.fingerprint != options.fingerprint:
             raise ForgedDrive(
                 "The drive shows another header than a moment ago; nothing was changed.",
                 "Don't use this drive: it lies, or it is failing.",
             )
         _prove(options.init.name, found, control)
-        chosen = attrs.evolve(options.init, container=entry.container)
-        with init.enrolled(chosen, found, init.render(chosen, entry.uuid)):
-            pass
+        if start.entry:
+            _move(start, entry, found)
+        else:
+            chosen = attrs.evolve(options.init, container=entry.container)
+            with init.enrolled(chosen, found, _toml(options, chosen, entry)):
+                pass
         control.say("enrolled.", "enrolled")
     control.phase(Phase.FINISHED)
+    if start.entry:
+        done = _done(f"{start.name} is this drive from now on; its versions go on.", control)
+        done.ledger = start.ledger
+        return done
     return _done("The drive is enrolled again; what is on it is as it was.", control)
+
+
+def _toml(options: Options, chosen: init.Options, entry: Entry) -> str:
+    """The new entry's text; raises ConfigError and Refused."""
+    if not options.settings:
+        return init.render(chosen, entry.uuid)
+    wanted = config.parse(options.settings, "the settings")
+    if wanted.owner is not None:
+        try:
+            pwd.getpwnam(wanted.owner)
+        except KeyError:
+            raise Refused(
+                f"There is no user {printable(wanted.owner, 40)} on this computer.",
+                "Name another one with --owner, or make that one first.",
+            ) from None
+    return document(attrs.evolve(wanted, uuid=entry.uuid, container=entry.container))
+
+
+def _move(start: protocol.Start, entry: Entry, found: Header) -> None:
+    """Have the entry *start* be the drive that *entry* tells: a copy of its container.
+
+    The header that was stored is kept where the copy has another one.
+    """
+    stored = headers.load(start.name)
+    _want_same_volume(start.name, found, stored)
+    before = config.parse(start.entry, start.name)
+    after = attrs.evolve(before, uuid=entry.uuid, container=entry.container)
+    if found.compared != stored.compared:
+        headers.keep_old(start.name)
+        headers.store(start.name, found)
+    headers.settled(start.name)
+    init.rewrite(start.name, moved(start.entry, after))
+
+
+def _want_same_volume(name: str, found: Header, stored: Header) -> None:
+    if not found.same_volume(stored):
+        raise Refused(
+            f'There is an entry "{name}" already, and its container is another one than this.',
+            "Choose another name.",
+        )
+
+
+def moved(text: str, after: Entry) -> str:
+    """The entry's *text* with another ``uuid`` and ``container``, and all else as it is there.
+
+    Where that can't be done it is written anew.
+    """
+    head, bracket, rest = text.partition("\n[")
+    kept = [line for line in head.splitlines() if not _DEVICE.match(line)]
+    at = next((n for n, line in enumerate(kept) if line and not line.startswith("#")), len(kept))
+    kept.insert(at, f"uuid = {json.dumps(after.uuid)}")
+    if after.container is not None:
+        kept.insert(at + 1, f"container = {json.dumps(after.container, ensure_ascii=False)}")
+    fresh = "\n".join(kept) + (bracket + rest if bracket else "\n")
+    try:
+        if config.parse(fresh, "the entry") == after:
+            return fresh
+    except ConfigError:
+        pass
+    return document(after)
 
 
 def planned(
@@ -114,6 +194,8 @@ def planned(
     chosen = options.init
     if probed.get("TYPE") == _LUKS:
         chosen = attrs.evolve(chosen, container=None)
+    if not chosen.include:  # nothing is copied by this entry, but one must have it
+        chosen = attrs.evolve(chosen, include=("/",))
     device = attrs.evolve(device, uuid=uuid)
     if not uuid:
         raise Refused(
@@ -130,7 +212,8 @@ def planned(
         return entry, device, header or headers.read(drive)
 
 
-def _given_header(control: Control) -> Header:
+def given_header(control: Control) -> Header:
+    """The header of a kit, from whoever asks; raises ForgedDrive."""
     _key, fd = control.key("stored-header")
     try:
         return headers.parse(pipes.receive(fd, headers.DETACHED, control), stored=True)

@@ -99,13 +99,17 @@ def unlocked(
     *,
     read_only: bool = False,
     untouched: bool = False,
+    purpose: str = "open",
 ) -> Iterator[Mounted]:
     """The whole stack of an enrolled drive, as the tree inside the container.
 
     *read_only*: the filesystem in the container is only looked at; *untouched*: nothing at all
     is written on the drive, not even what a filesystem would put right when it is mounted.
+    *purpose*: of the key that is asked for.
     """
-    with opening(name, entry, device, header, place, control, untouched=untouched) as found:
+    with opening(
+        name, entry, device, header, place, control, untouched=untouched, purpose=purpose
+    ) as found:
         control.phase(Phase.MOUNTING)
         look_only = read_only or untouched
         with inner(found.volume, place / "tree", read_only=look_only) as tree:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -283,12 +284,7 @@ def enrolled(options: Options, header: headers.Header, toml: str) -> Iterator[No
     fresh = target.with_name(f".{name}.toml.new")
     try:
         yield
-        paths.DRIVES_D.mkdir(mode=0o755, parents=True, exist_ok=True)
-        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "w") as file:
-            file.write(toml)
-            file.flush()
-            os.fsync(fd)
+        _write_text(fresh, toml)
         # A link, unlike a rename, never replaces an entry that came up meanwhile.
         os.link(fresh, target)
         fresh.unlink()
@@ -300,6 +296,27 @@ def enrolled(options: Options, header: headers.Header, toml: str) -> Iterator[No
         if isinstance(exc, OSError):
             raise DriveFailed(f"The entry could not be written: {exc.strerror}.") from exc
         raise
+
+
+def rewrite(name: str, toml: str) -> None:
+    """Have *toml* be the entry's text, in one step; raises DriveFailed."""
+    target = paths.DRIVES_D / f"{name}.toml"
+    fresh = target.with_name(f".{name}.toml.new")
+    try:
+        _write_text(fresh, toml)
+        fresh.rename(target)
+        headers.fsync_directory(target.parent)
+    except OSError as exc:
+        raise DriveFailed(f"The entry could not be written: {exc.strerror}.") from exc
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(fd)
 
 
 def _set_aside(name: str) -> None:

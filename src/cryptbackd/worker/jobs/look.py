@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 
 from ... import config, protocol
-from ...errors import ForgedDrive
+from ...errors import CryptbackError, ForgedDrive
 from ...model import Outcome, RunResult
 from .. import header as headers
 from .. import own_header, workspace
 from ..control import Control
 from ..device import opened
+from ..header import Header
 from .adopt import Options, planned
 
 
@@ -21,17 +22,22 @@ def look(start: protocol.Start, control: Control) -> RunResult:
     """Look at the header on the drive of an entry, or (without one) of one to be enrolled again.
 
     The answer has ``fingerprint``, of the header on the drive ("": none that is allowed), and
-    with an entry ``difference``, a sentence, ``stored``, the stored header's fingerprint, and
-    ``size``, the bytes of the container; ``detached``: the drive is to have no header.
+    without an entry ``copy_of``, the one of whose container it is a copy; with one
+    ``difference``, a sentence, ``stored``, the stored header's fingerprint, ``size``, the bytes
+    of the container, and ``detached``: the drive is to have no header.
     """
     place = workspace.make(f"look-{os.getpid()}")
     with opened(start.device):
         if not start.entry:
-            options = Options.from_message(start.options)
+            options = Options.from_message({"name": start.name, **start.options})
             entry, device, found = planned(options, start.device, place)
             container = entry.container or ""
             return _answer(
-                control, fingerprint=found.fingerprint, container=container, device=device.node
+                control,
+                fingerprint=found.fingerprint,
+                container=container,
+                device=device.node,
+                copy_of=_same_as(found),
             )
         entry = config.parse(start.entry, start.name)
         stored = headers.load(start.name)
@@ -50,6 +56,17 @@ def look(start: protocol.Start, control: Control) -> RunResult:
         detached=stored.detached,
         size=size,
     )
+
+
+def _same_as(found: Header) -> str:
+    """The entry whose container this one is a copy of; empty: none that is known."""
+    for name in sorted(config.read_all().good):
+        try:
+            if headers.load(name).same_volume(found):
+                return name
+        except CryptbackError:
+            continue
+    return ""
 
 
 def _answer(control: Control, **data: object) -> RunResult:

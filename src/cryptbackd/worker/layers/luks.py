@@ -185,8 +185,10 @@ def _unlock(
             control.say(f"{key.source} does not open it: {ended.complaint}", priority=4)
         elif ended.status != WRONG_KEY:
             raise DriveFailed(f"The volume can't be unlocked: {ended.complaint}")
-        if purpose != "open":
+        if purpose == "first-open":
             raise WrongPassphrase("The two passphrases differ.")
+        if purpose != "open":
+            raise WrongPassphrase("That passphrase does not open the drive; nothing was changed.")
         refused = key.source
 
 

@@ -1,0 +1,309 @@
+"""A restore's two sides, with the real rsync between them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import subprocess
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cryptbackd import restoring
+from cryptbackd.cli.target import groups
+from cryptbackd.cli.writing import Told, Wish, Writer
+from cryptbackd.errors import Refused
+from cryptbackd.restoring import NotUnderstood, Over, reader_options
+from cryptbackd.worker.reading import Wanted
+
+OLD = 1_000_000_000
+NEW = 2_000_000_000
+
+
+class Version:
+    """A tree as a worker would have it read, by an rsync without its sandbox."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.over: Over | None = None
+        self.passes: list[bool] = []
+
+    def serve(self, peer: socket.socket) -> None:
+        restoring.send(peer, {"version": "v"})
+        while (received := restoring.receive(peer)) is not None:
+            values, _fd = received
+            if "over" in values:
+                self.over = Over.from_packet(values)
+                return
+            if "read" in values:
+                self._read(peer, Wanted.from_packet(values))
+
+    def _read(self, peer: socket.socket, wanted: Wanted) -> None:
+        self.passes.append(wanted.dry)
+        ours, theirs = socket.socketpair()
+        options = reader_options(
+            dry=wanted.dry, contents=wanted.contents, devices=os.geteuid() == 0
+        )
+        argv = ["/usr/bin/rsync", *options, *(f"{self.root}{path}" for path in wanted.paths)]
+        end = theirs.fileno()
+        with (
+            ours,
+            subprocess.Popen(argv, stdin=end, stdout=end, stderr=subprocess.PIPE) as rsync,
+        ):
+            theirs.close()
+            restoring.send(peer, {"reading": True}, ours.fileno())
+            ours.close()
+            assert rsync.stderr is not None
+            said = rsync.stderr.read().replace(os.fsencode(self.root), b"/source")
+        while select_readable(peer):
+            received = restoring.receive(peer)
+            assert received is not None
+            assert "done" in received[0]
+        ended = {"ended": rsync.returncode, "said": said.decode("utf-8", "surrogateescape")}
+        restoring.send(peer, ended)
+
+
+def select_readable(peer: socket.socket) -> bool:
+    try:
+        peer.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@pytest.fixture
+def version(tmp_path: Path) -> Version:
+    root = tmp_path / "version"
+    root.mkdir()
+    return Version(root)
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    where = tmp_path / "here"
+    where.mkdir()
+    return where
+
+
+def put(path: Path, text: str, when: int = OLD, mode: int = 0o644) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(mode)
+    os.utime(path, (when, when))
+
+
+def write(version: Version, paths: list[str], to: Path | None, **wish: Any) -> Told:
+    """Restore, as `cryptback restore` does."""
+    wakes, wake = os.pipe()
+    asked = Wish(
+        groups(paths, None if to is None else str(to)),
+        **{"overwrite": False, "dry": False, "privileges": False, **wish},
+    )
+    with ExitStack() as stack:
+        for fd in (wakes, wake):
+            stack.callback(os.close, fd)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        writer = Writer(ours, asked, wakes)
+        writing = threading.Thread(target=_run, args=(writer, ours))
+        writing.start()
+        with theirs:
+            version.serve(theirs)
+        writing.join()
+        return writer.told
+
+
+def _run(writer: Writer, peer: socket.socket) -> None:
+    with peer:
+        writer.run()
+
+
+def test_files_go_below_the_directory(version: Version, here: Path) -> None:
+    put(version.root / "home/me/docs/a", "a")
+    put(version.root / "home/me/docs/sub/*", "star")
+    put(version.root / "home/me/docs/sub/x", "x")
+    put(version.root / "home/me/other", "other")
+    put(version.root / "home/me/docs/sub/large", "x" * 20_000_000)
+    told = write(version, ["/home/me/docs", "/home/me/docs/sub/*"], here / "to")
+    found = sorted(str(path.relative_to(here)) for path in here.rglob("*"))
+    assert found == ["to", "to/*", "to/docs", "to/docs/a", "to/docs/sub", "to/docs/sub/*",
+                     "to/docs/sub/large", "to/docs/sub/x"]  # fmt: skip
+    assert (here / "to/docs/a").stat().st_mtime == OLD
+    assert told.over == Over(files=5, size=1 + 4 + 1 + 4 + 20_000_000)
+    assert version.over == told.over
+    assert not told.failed
+
+
+def test_files_go_back_to_where_they_were(version: Version, here: Path) -> None:
+    """With what is missing on the way, as it was."""
+    root = Path(f"{version.root}{here}")
+    put(root / "gone/deep/a", "a")
+    put(root / "gone/deep/b", "b")
+    (root / "gone/deep").chmod(0o710)
+    put(root / "stays/c", "c")
+    put(here / "stays/d", "d")
+    (here / "stays").chmod(0o700)
+    write(version, [f"{here}/gone/deep/a", f"{here}/stays/c"], None)
+    assert (here / "gone/deep/a").read_text() == "a"
+    assert not (here / "gone/deep/b").exists()
+    assert stat.S_IMODE((here / "gone/deep").stat().st_mode) == 0o710
+    assert stat.S_IMODE((here / "stays").stat().st_mode) == 0o700
+    assert (here / "stays/c").read_text() == "c"
+    assert (here / "stays/d").read_text() == "d"
+
+
+def test_what_is_newer_stays(version: Version, here: Path) -> None:
+    """Files, links, and what is of another kind; also where names are linked to each other."""
+    docs = version.root / "docs"
+    for name in ("older", "newer", "one", "missing"):
+        put(docs / name, "then")
+    for name in ("linked", "linked too"):
+        os.link(docs / "one", docs / name)
+    for name in ("link", "old link"):
+        (docs / name).symlink_to("then")
+        os.utime(docs / name, (OLD, OLD), follow_symlinks=False)
+    put(docs / "[dir]/inside", "then")
+    put(docs / "now a directory", "then")
+    there = here / "docs"
+    put(there / "older", "now", OLD - 1)
+    put(there / "newer", "now", NEW)
+    put(there / "linked too", "now", NEW)
+    (there / "link").symlink_to("now")
+    (there / "old link").symlink_to("now")
+    os.utime(there / "old link", (OLD - 1, OLD - 1), follow_symlinks=False)
+    put(there / "[dir]", "now a file", NEW)
+    put(there / "now a directory/inside", "now")
+
+    plan = write(version, ["/docs"], here, dry=True)
+    assert not (there / "missing").exists()
+    told = write(version, ["/docs"], here)
+    left = {b"newer", b"linked too", b"link", b"[dir]"}
+    assert set(told.left) == {os.fsencode(there / os.fsdecode(name)) for name in left}
+    assert set(plan.left) == set(told.left)
+    # A directory with something in it is never replaced by a file.
+    in_the_way = {os.fsencode(there / "now a directory")}
+    assert set(told.failed) == in_the_way
+    assert {os.path.basename(item.path) for item in plan.items if item.what == "new"} == {
+        b"missing", b"one", b"linked"
+    }  # fmt: skip
+    shown = {path.name: path.read_text() for path in there.iterdir() if path.is_file()}
+    assert shown == {
+        "older": "then", "newer": "now", "one": "then", "linked": "then", "linked too": "now",
+        "missing": "then", "[dir]": "now a file",
+    }  # fmt: skip
+    assert (there / "link").readlink() == Path("now")
+    assert (there / "old link").readlink() == Path("then")
+    assert (there / "one").stat().st_ino == (there / "linked").stat().st_ino
+
+    told = write(version, ["/docs"], here, overwrite=True)
+    assert not told.left
+    assert (there / "newer").read_text() == "then"
+    assert (there / "link").readlink() == Path("then")
+    assert (there / "[dir]/inside").read_text() == "then"
+    assert (there / "linked too").stat().st_ino == (there / "one").stat().st_ino
+    assert (there / "now a directory/inside").read_text() == "now"
+    assert set(told.failed) == in_the_way
+
+
+def test_content_with_the_same_size_and_time_is_overwritten(version: Version, here: Path) -> None:
+    put(version.root / "a", "then")
+    put(here / "a", "rott")
+    write(version, ["/a"], here)
+    assert (here / "a").read_text() == "rott"
+    write(version, ["/a"], here, overwrite=True)
+    assert (here / "a").read_text() == "then"
+
+
+def test_setuid_bits_are_restored_on_demand_alone(version: Version, here: Path) -> None:
+    put(version.root / "program", "p", mode=0o6755)
+    (version.root / "shared").mkdir()
+    (version.root / "shared").chmod(0o2770)
+    write(version, ["/program", "/shared"], here)
+    assert stat.S_IMODE((here / "program").stat().st_mode) == 0o755
+    assert stat.S_IMODE((here / "shared").stat().st_mode) == 0o2770
+    write(version, ["/program"], here, privileges=True)
+    assert stat.S_IMODE((here / "program").stat().st_mode) == 0o6755
+
+
+def test_odd_names(version: Version, here: Path) -> None:
+    names = [b"new\nline", b"\xff\xfe", b"\\#012", b"-leading", b" ", b"*", b"a" * 255, b"\x1b[1m"]
+    root = os.fsencode(version.root)
+    for name in names:
+        with open(os.path.join(root, name), "wb") as file:
+            file.write(name)
+    paths = [os.fsdecode(b"/" + name) for name in names]
+    plan = write(version, paths, here, dry=True)
+    assert {os.path.basename(item.path) for item in plan.items} == set(names)
+    told = write(version, paths, here)
+    assert not told.failed
+    assert set(os.listdir(os.fsencode(here))) == set(names)
+    for name in names:
+        put(Path(os.fsdecode(os.path.join(os.fsencode(here), name))), "newer", NEW)
+    told = write(version, paths, here)
+    assert {os.path.basename(path) for path in told.left} == set(names)
+
+
+def test_what_is_not_in_the_version_is_named(version: Version, here: Path) -> None:
+    put(version.root / "home/a", "a")
+    told = write(version, ["/home/nope", "/home/a", "/home/me/nope too"], here / "x")
+    assert told.failed == {
+        b"/home/nope": "it is not in that version",
+        b"/home/me": "it is not in that version",
+    }
+    assert (told.over.files, told.over.failed) == (1, 2)
+    assert version.passes == [True, False]
+
+
+def test_a_directory_that_is_not_there_is_made_but_not_by_looking(
+    version: Version, here: Path
+) -> None:
+    put(version.root / "a", "a")
+    told = write(version, ["/a"], here / "to", dry=True)
+    assert [item.what for item in told.items] == ["new"]
+    assert told.over == Over(files=1, size=1, dry=True)
+    assert version.passes == [True]
+    assert list(here.iterdir()) == []
+    write(version, ["/a"], here / "to")
+    assert (here / "to/a").read_text() == "a"
+
+
+def test_two_that_would_go_to_the_same_place() -> None:
+    with pytest.raises(Refused, match="/etc/docs and /home/docs would go to the same place"):
+        groups(["/etc/docs", "/home/docs"], "/tmp")
+    assert len(groups(["/etc/docs", "/etc/docs"], "/tmp")) == 1
+
+
+def test_many_paths_come_in_parts() -> None:
+    paths = [f"/home/{'x' * 200}{number}" for number in range(1000)]
+    parts = groups(paths, "/tmp")
+    assert len(parts) > 10
+    assert [path for part in parts for path in part.paths] == [
+        path.replace("/home/", "/home/./") for path in paths
+    ]
+
+
+@given(st.dictionaries(st.sampled_from(["files", "size", "errno", "dry", "stopped"]), st.one_of(
+    st.integers(), st.booleans(), st.text(), st.none(), st.floats(), st.lists(st.integers())
+)))  # fmt: skip
+def test_what_a_stranger_says_of_the_end(raw: dict[str, Any]) -> None:
+    try:
+        over = Over.from_packet(raw)
+    except NotUnderstood:
+        return
+    for key, value in raw.items():
+        assert getattr(over, key) == value
+        assert type(value) in (int, bool)
+        assert value >= 0
+
+
+@pytest.mark.parametrize(
+    "paths", [None, [], "x", [1], ["relative"], ["/a/../../etc"], ["/.."], ["/a\0b"], [["/"]]]
+)
+def test_what_is_no_path_is_refused(paths: object) -> None:
+    with pytest.raises(Refused):
+        Wanted.from_packet({"read": paths})
