@@ -200,6 +200,8 @@ def test_forgetting_keeps_the_header_unless_a_kit_has_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noted: bool
 ) -> None:
     monkeypatch.setattr("cryptbackd.paths.DRIVES_D", tmp_path)
+    unfinished = tmp_path / "home.json"
+    monkeypatch.setattr("cryptbackd.paths.unfinished", lambda _name: unfinished)
     entry = tmp_path / "home.toml"
     entry.touch()
     header = tmp_path / "headers" / "home"
@@ -212,6 +214,11 @@ def test_forgetting_keeps_the_header_unless_a_kit_has_it(
     history = History(tmp_path / "history.db", lambda _sentence: None)
     for name in ("home", "work"):
         history.begin(Run(name, name, JobKind.BACKUP, 1.0), Insertion("boot", 1))
+    unfinished.touch()
+    with pytest.raises(Refused, match="nothing was forgotten"):
+        forgetting.forget("home", history, tmp_path)
+    assert entry.exists()
+    unfinished.unlink()
     done = forgetting.forget("home", history, tmp_path)
     assert [run.entry for run in history.runs()] == ["work"]
     history.close()

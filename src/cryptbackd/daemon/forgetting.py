@@ -28,7 +28,16 @@ class Forgotten:
 
 
 def forget(name: str, history: History, state: Path = paths.STATE) -> Forgotten:
-    """Remove entry, history, catalogue and, where a kit has it, the header of *name*."""
+    """Remove entry, history, catalogue and, where a kit has it, the header of *name*.
+
+    Raises Refused where a change of the container's length is to be finished first.
+    """
+    if paths.unfinished(name).exists():
+        raise Refused(
+            f"A change of the length of {name} was cut off, and only this computer can finish it;"
+            " nothing was forgotten.",
+            "Plug the drive in: the next run finishes it.",
+        )
     done = Forgotten()
     header = state / paths.HEADERS.name / name
     noted = state / paths.KITS.name
@@ -42,9 +51,9 @@ def forget(name: str, history: History, state: Path = paths.STATE) -> Forgotten:
         shutil.rmtree(catalogue, ignore_errors=True)
         done.removed.append(str(catalogue))
     detached = _is_detached(header)
-    if in_kit and not detached:
+    # Where the drive may not have the last change of its header yet, both are needed.
+    if in_kit and not detached and not header.with_name(f"{name}.pending").exists():
         _remove(header, done)
-        _remove(header.with_name(f"{name}.pending"), done)
         kits.forget(name, noted)
     done.kept = [str(path) for path in (header, *sorted(header.parent.glob(f"{name}.*")))
                  if path.exists()]  # fmt: skip
@@ -61,7 +70,7 @@ def _why(name: str, kept: bool, in_kit: bool, detached: bool) -> str:
             " header is damaged. Remove it when you no longer need that backup."
         )
     if kept:
-        return "The header is in the recovery kit; what older changes left is kept."
+        return "The header is in the recovery kit; what changes of it left is kept."
     return f"{name} is forgotten. The header is in the recovery kit."
 
 
