@@ -142,6 +142,7 @@ def test_a_forgotten_drive_leaves_its_header_unless_a_kit_has_it(enrolled: Machi
     assert vm.run("ls -A /var/lib/cryptbackd/headers /var/lib/cryptbackd/kits").out == (
         "/var/lib/cryptbackd/headers:\n\n/var/lib/cryptbackd/kits:\n"
     )
+    credential(vm, "home")
     words = ["cryptback", "init", stick.partition, "--name", "home", "--adopt", "--yes"]
     words += ["--include", "/home/me", "--passphrase-fd", "0", *CHEAP]
     again = vm.run(words, PASSPHRASE.encode(), timeout=300)
