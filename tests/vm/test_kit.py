@@ -11,6 +11,7 @@ import pytest
 from tests import by_hand
 from tests.machine import Machine, Stick
 from tests.machine.enroll import CHEAP, PASSPHRASE, credential, init, make_files
+from tests.machine.guest import CommandFailed
 from tests.machine.stick import copy_sparse
 from tests.vm.failing import succeeds_next
 from tests.vm.runs import ended, now
@@ -59,10 +60,9 @@ def same(clean: Machine, files: list[str]) -> bool:
     return by_hand.difference(files, copy) == ""
 
 
-def test_the_page_brings_the_files_back_where_the_drives_header_is_lost_too(
+def test_the_page_brings_the_files_back_by_its_recovery_key(
     enrolled: Machine, bare_vm: Machine
 ) -> None:
-    """By the recovery key that stands on it; then with nothing left of the drive's own header."""
     vm = enrolled
     since = now(vm)
     vm.stick("main").plug()
@@ -84,11 +84,20 @@ def test_the_page_brings_the_files_back_where_the_drives_header_is_lost_too(
     assert same(bare_vm, files)
     follow(bare_vm, page, other, key, "look", "close")
 
+
+def test_the_page_opens_a_drive_whose_header_is_lost(enrolled: Machine, bare_vm: Machine) -> None:
+    vm = enrolled
+    page = kit(vm)
     wipe = "dd if=/dev/zero of=/mnt/backup.luks bs=1M count=16 conv=notrunc,fsync status=none"
+    other = taken_to(bare_vm, vm)
     bare_vm.run(f"mount {other.partition} /mnt && {wipe} && umount /mnt")
-    follow(bare_vm, page, other, key, "mount", "loop", "open-with-the-header")
-    assert same(bare_vm, files)
-    follow(bare_vm, page, other, key, "close")
+    follow(bare_vm, page, other, PASSPHRASE, "mount", "loop")
+    with pytest.raises(CommandFailed, match="not a valid LUKS device"):
+        follow(bare_vm, page, other, PASSPHRASE, "open")
+    follow(bare_vm, page, other, PASSPHRASE, "open-with-the-header")
+    assert len(by_hand.versions(bare_vm)) == 1
+    assert same(bare_vm, by_hand.manifest(vm, "/home/me"))
+    follow(bare_vm, page, other, PASSPHRASE, "close")
     # cryptsetup itself takes the file.
     restore = "cryptsetup luksHeaderRestore --batch-mode /mnt/backup.luks"
     bare_vm.run(
