@@ -32,6 +32,7 @@ METHODS = {
     "Adopt": "s", "Repair": "sa{sv}", "HandOver": "ss", "Browse": "sa{sv}", "ShowOn": "sh",
     "Close": "s", "Kit": "s", "KitWritten": "ss", "Forget": "s", "Resize": "ss",
     "Restore": "sa{sv}", "Recover": "sa{sv}",
+    "Find": "sa{sv}", "Versions": "s", "Compare": "sss",
 }  # fmt: skip
 
 

@@ -11,9 +11,10 @@ A record is a line of text that ends in NUL, as ``find -printf`` writes it with
 
 Since no path contains ``//``, any path can stand there as it is.  KIND is the letter of
 ``find``'s ``%y``, TARGET that of a symbolic link (else empty).  CTIME and INODE are those of the
-source and ``-`` where they are not known, as is XXH128; those of an entry that is no regular file
-have none.  Records are in the order of their bytes, which is that of ``LC_ALL=C sort -z``: all that
-is below a directory, and the directory, stands together.  ``comm -z`` and its like work on it.
+source and ``-`` where they are not known, as is XXH128, which only regular files have; NLINK is
+the source's, too, or 1.  Records are in the order of their bytes, which is that of ``LC_ALL=C
+sort -z``: all that is below a directory, and the directory, stands together.  ``comm -z`` and its
+like work on it.
 
 The file is one of gzip(1) with many members (``zcat`` and Python's ``gzip`` read it).  A member
 holds a block of records, and says in its header which (RFC 1952, FEXTRA ``CB``); the last one is
@@ -89,8 +90,8 @@ class Record(NamedTuple):
                 path,
                 kind.decode("ascii"),
                 int(size),
-                _ns(mtime),
-                None if ctime == UNKNOWN else _ns(ctime),
+                nanoseconds(mtime),
+                None if ctime == UNKNOWN else nanoseconds(ctime),
                 None if inode == UNKNOWN else int(inode),
                 int(mode, 8),
                 int(uid),
@@ -123,7 +124,8 @@ class Record(NamedTuple):
         )
 
 
-def _ns(text: bytes) -> int:
+def nanoseconds(text: bytes) -> int:
+    """The time that stands in a record; raises ValueError."""
     # find writes a time before 1970 as its (negative) seconds and what is to be added to them.
     seconds, _point, fraction = text.partition(b".")
     return int(seconds) * 1_000_000_000 + int(fraction[:9])

@@ -19,6 +19,8 @@ KITS = STATE / "kits"
 """One file an entry of which there is a recovery kit; see ``cryptbackd.kits``."""
 UUIDS = STATE / "uuids"
 """One empty file a known filesystem UUID: what the udev rules test for."""
+CATALOGUE = STATE / "catalogue"
+"""What the computer remembers of each version, a directory an entry; root's alone."""
 
 RUNTIME = Path("/run/cryptbackd")
 COOKIES = RUNTIME / "cookies"
@@ -41,3 +43,8 @@ def pending_header(name: str) -> Path:
 def unfinished(name: str) -> Path:
     """What is kept about a change of the container's length until it is through."""
     return STATE / "unfinished" / f"{name}.json"
+
+
+def catalogue(name: str) -> Path:
+    """Where what is remembered of the versions of the entry *name* lies."""
+    return CATALOGUE / name

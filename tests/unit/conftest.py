@@ -82,6 +82,8 @@ def fake_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     spawn = run.spawn
 
     def instead(argv: Sequence[str], **how: Any) -> subprocess.Popen[bytes]:
+        if argv[-1] == "cryptbackd.query":
+            return spawn([*argv[:3], sys.executable, *argv[-2:]], **how)
         assert argv[:5] == ["/usr/bin/python3", "-I", "-m", "cryptbackd.worker", "--socket"]
         return spawn([sys.executable, str(FAKE_WORKER), argv[-1]], **how)
 

@@ -59,7 +59,7 @@ def there(vm: Machine) -> list[str]:
 
 def whole(names: list[str]) -> list[str]:
     """What lies there when these versions do, and nothing else."""
-    return sorted([*names, *(f"{name}.json" for name in names)])
+    return sorted(f"{name}{end}" for name in names for end in ("", ".json", ".manifest"))
 
 
 @pytest.mark.timeout(600, func_only=True)
@@ -96,10 +96,10 @@ def test_what_no_rule_holds_goes_and_a_clock_set_back_deletes_nothing(enrolled: 
     for shift in (-400 * DAY, -399 * DAY):
         back_up_at(vm, noon + shift)
     assert set(before) < set(there(vm))
-    assert len(there(vm)) == 2 * 6
+    assert len(there(vm)) == 3 * 6
     back_up_at(vm, noon + 3 * DAY)
     assert set(before) < set(there(vm))
-    assert len(there(vm)) == 2 * 7
+    assert len(there(vm)) == 3 * 7
 
 
 def test_interrupted_removal_is_finished_by_the_next_run(vm: Machine) -> None:

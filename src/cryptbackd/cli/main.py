@@ -17,6 +17,8 @@ VERBS = (
     "cancel",
     "eject",
     "history",
+    "versions",
+    "find",
     "browse",
     "close",
     "restore",

@@ -39,6 +39,7 @@ from .history import Run
 from .inhibit import RULES, Inhibitor
 from .interface import AGENT_INTERFACE, AGENT_PATH, INTERFACE, NAME, PATH
 from .jobs import Job
+from .queries import Queries
 from .service import Service
 from .status import DriveView
 from .tasks import Tasks
@@ -52,6 +53,9 @@ _PARENTS = {
 }
 MAX_RUNS = 1000
 """The longest history that is told in one answer."""
+MAX_FOUND = 10_000
+"""The most files that a search tells of, on each drive."""
+MAX_PATTERN = 4096
 _REPLIES = (MessageType.METHOD_RETURN, MessageType.ERROR)
 _TOO_MANY = "org.freedesktop.DBus.Error.LimitsExceeded"
 _EVERY = 0.25
@@ -79,6 +83,7 @@ class Bus:
     """Whom to tell of the reply to a message, by the message's number."""
     _enrolling: dict[str, list[Job]] = attrs.field(factory=dict)
     """The jobs that end with who asked for them, by the unique bus names of these."""
+    _queries: Queries = attrs.field(factory=Queries)
     _turns: Turns = attrs.field(factory=Turns)
     _authority: Authority = attrs.field(init=False)
     _inhibitor: Inhibitor = attrs.field(init=False)
@@ -358,6 +363,42 @@ class Bus:
                 self.service.store.get(name)
         return _Answer("aa{sv}", [[run_values(run) for run in runs]])
 
+    async def find(self, message: Message) -> _Answer:
+        """Find."""
+        pattern, options = message.body[0], _plain(message.body[1])
+        limit, drive = options.pop("limit", 100), options.pop("drive", "")
+        if options or type(limit) is not int or not isinstance(drive, str):
+            raise Refused("A search has no such option.")
+        if not pattern or len(pattern) > MAX_PATTERN:
+            raise Refused("That is nothing that could be searched for.")
+        question = {
+            "what": "find",
+            "pattern": pattern,
+            "limit": max(1, min(limit, MAX_FOUND)),
+            "drives": self.service.remembered(drive or None),
+        }
+        return await self._asked(message, question)
+
+    async def versions(self, message: Message) -> _Answer:
+        """Versions; what the warnings say is for whom the drive is."""
+        name = message.body[0]
+        user = await self.user_of(message.sender or "")
+        texts = action_for(Action.RUN, self.service.owner(name), user) is Action.RUN or user == 0
+        question = {"what": "versions", "drives": self.service.remembered(name), "texts": texts}
+        return await self._asked(message, question)
+
+    async def compare(self, message: Message) -> _Answer:
+        """Compare."""
+        name, *between = message.body
+        drives = self.service.remembered(name)
+        return await self._asked(message, {"what": "compare", "drives": drives, "between": between})
+
+    async def _asked(self, message: Message, question: dict[str, Any]) -> _Answer:
+        """The pipe from which the answer comes: of what the sender could read."""
+        user = await self.user_of(message.sender or "")
+        pipe = self._queries.ask(user, question)
+        return _Answer("h", [0], (pipe,))
+
     async def run(self, message: Message) -> _Answer:
         """Run."""
         name, options = message.body[0], _plain(message.body[1])
@@ -565,6 +606,9 @@ CALLS: dict[tuple[str, str], _Call] = {
     ("ListDrives", ""): _Call(Bus.list_drives),
     ("GetDrive", "s"): _Call(Bus.get_drive),
     ("GetHistory", "su"): _Call(Bus.get_history),
+    ("Find", "sa{sv}"): _Call(Bus.find),  # of what the caller could read
+    ("Versions", "s"): _Call(Bus.versions),
+    ("Compare", "sss"): _Call(Bus.compare),
     ("RegisterAgent", ""): _Call(Bus.register_agent, tells=True),
     ("UnregisterAgent", ""): _Call(Bus.unregister_agent, tells=True),
     ("Run", "sa{sv}"): _Call(Bus.run, Action.RUN),

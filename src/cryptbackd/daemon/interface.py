@@ -33,6 +33,22 @@ XML = """\
       <arg name="limit" type="u" direction="in"/>
       <arg name="runs" type="aa{sv}" direction="out"/>
     </method>
+    <!-- Read the answer from the pipe, a line of JSON at a time: docs/dbus.md. -->
+    <method name="Find">
+      <arg name="pattern" type="s" direction="in"/>
+      <arg name="options" type="a{sv}" direction="in"/>
+      <arg name="lines" type="h" direction="out"/>
+    </method>
+    <method name="Versions">
+      <arg name="name" type="s" direction="in"/>
+      <arg name="lines" type="h" direction="out"/>
+    </method>
+    <method name="Compare">
+      <arg name="name" type="s" direction="in"/>
+      <arg name="from" type="s" direction="in"/>
+      <arg name="to" type="s" direction="in"/>
+      <arg name="lines" type="h" direction="out"/>
+    </method>
     <!-- For agents, see docs/keys.md. -->
     <method name="RegisterAgent"/>
     <method name="UnregisterAgent"/>

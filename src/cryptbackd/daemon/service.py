@@ -472,6 +472,18 @@ class Service:
             return "root"
         return self.store.get(name).owner
 
+    def remembered(self, name: str | None) -> list[dict[str, object]]:
+        """The drives whose catalogues are asked, and up to which version each counts.
+
+        All of them, or the drive *name*: raises UnknownDrive then.
+        """
+        known = self.store.now()
+        names = sorted({*known.good, *known.bad}) if name is None else [name]
+        if name is not None and name not in known.good and name not in known.bad:
+            self.store.get(name)
+        ledgers = ((each, self.history.ledger(each)) for each in names)
+        return [{"name": n, "up_to": ledger.sequence if ledger else 0} for n, ledger in ledgers]
+
     def views(self) -> list[DriveView]:
         """Every drive as it is now, by name: those with an entry, and those being enrolled."""
         known = self.store.now()

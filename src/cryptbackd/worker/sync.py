@@ -16,9 +16,10 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import attrs
 
@@ -33,13 +34,15 @@ from .sources import is_inside
 
 RSYNC = "/usr/bin/rsync"
 BWRAP = "/usr/bin/bwrap"
+FIND = "/usr/bin/find"
 SETPRIV = "/usr/bin/setpriv"
 TEMPORARY = ".cryptback-tmp"
 """Where rsync writes a file before it gets its name: in the root of the target."""
 
-_SOURCE = "/source"
-_UNREADABLE = "/rsync"
-"""Where a reader with a user's rights sees its rsync."""
+SOURCE = "/source"
+"""Where the reader has the staged sources."""
+_UNREADABLE = "/reader-"
+"""Begins the names under which a reader with a user's rights sees its programs."""
 _PATIENCE = 3.0
 """Seconds that rsync has to end in order when a job is stopped."""
 
@@ -86,6 +89,18 @@ class Synced:
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
 
 
+class Received(NamedTuple):
+    """A file whose content was copied."""
+
+    path: bytes
+    xxh128: bytes
+    """What rsync computed of the content while it copied it, hexadecimal."""
+    status: os.stat_result
+    """Of the copy."""
+    source: os.stat_result | None
+    """Of the source, after it was copied; None: it is gone by now."""
+
+
 @attrs.frozen
 class Job:
     """One sync: from the staged tree into the target, both absolute."""
@@ -106,6 +121,8 @@ class Job:
     """Compare files by content, not by size and time: reads both sides in full."""
     named: set[str] = attrs.field(factory=set)
     """Files that were warned of already, if this is not the first try."""
+    received: Callable[[Received], None] = lambda _file: None
+    """Told of each regular file whose content was copied, once it has its name."""
 
 
 def literal(path: str) -> str:
@@ -161,28 +178,30 @@ def _arguments(job: Job, *, dry: bool, args_fd: int) -> list[str]:
         argv += [
             f"--rsh={confined} {SETPRIV} --inh-caps=-all --reuid={user.uid} --groups={groups}"
             " --regid",
-            f"--rsync-path={_UNREADABLE}",
+            f"--rsync-path={_unreadable_name(RSYNC)}",
         ]
         host = str(user.gid)
-    return [*argv, f"{host}:{_SOURCE}/", f"{job.target}/"]
+    return [*argv, f"{host}:{SOURCE}/", f"{job.target}/"]
 
 
 @contextmanager
-def _reader_arguments(stage: Path, rights: Rights | None) -> Iterator[int]:
+def reader_arguments(stage: Path, rights: Rights | None) -> Iterator[int]:
     """A descriptor with bubblewrap's arguments: paths need no quoting there (bwrap(1))."""
     arguments = ["--die-with-parent", "--unshare-pid", "--cap-drop", "ALL"]
     if rights is None:
         arguments += ["--cap-add", "CAP_DAC_READ_SEARCH"]
     else:
         arguments += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
-        arguments += ["--ro-bind", str(_unreadable_rsync(stage.parent)), _UNREADABLE]
+        for program in (RSYNC, FIND):
+            copy = _unreadable(stage.parent, program)
+            arguments += ["--ro-bind", str(copy), _unreadable_name(program)]
     arguments += ["--clearenv"]
     arguments += ["--setenv", "PATH", "/usr/bin", "--setenv", "LC_ALL", "C.UTF-8"]
     arguments += ["--ro-bind", "/usr", "/usr"]
     for link in ("bin", "sbin", "lib", "lib32", "lib64"):
         if os.path.islink(f"/{link}"):
             arguments += ["--symlink", f"usr/{link}", f"/{link}"]
-    arguments += ["--ro-bind", str(stage), _SOURCE, "--chdir", "/"]
+    arguments += ["--ro-bind", str(stage), SOURCE, "--chdir", "/"]
     fd = os.memfd_create("reader-arguments", os.MFD_CLOEXEC)
     try:
         os.write(fd, b"".join(os.fsencode(argument) + b"\0" for argument in arguments))
@@ -192,8 +211,8 @@ def _reader_arguments(stage: Path, rights: Rights | None) -> Iterator[int]:
         os.close(fd)
 
 
-def _unreadable_rsync(workspace: Path) -> Path:
-    """A copy of rsync that only root can read.
+def _unreadable(workspace: Path, program: str) -> Path:
+    """A copy of a program that only root can read.
 
     A process that runs it can't be traced by the user whose rights it has (ptrace(2),
     "dumpable"), who would else speak to the writer, which is root, in its place.
@@ -203,9 +222,29 @@ def _unreadable_rsync(workspace: Path) -> Path:
         directory.mkdir()
         options = "size=16m,mode=0755,nosuid,nodev"
         run([MOUNT, "--types", "tmpfs", "--options", options, "tmpfs", str(directory)])
-        shutil.copyfile(RSYNC, directory / "rsync")
-        (directory / "rsync").chmod(0o711)
-    return directory / "rsync"
+    copy = directory / os.path.basename(program)
+    if not copy.exists():
+        shutil.copyfile(program, copy)
+        copy.chmod(0o711)
+    return copy
+
+
+def _unreadable_name(program: str) -> str:
+    return _UNREADABLE + os.path.basename(program)
+
+
+def listing(job: Job, args_fd: int) -> list[str]:
+    """How find(1) is started among the sources of *job*, with the rights of its reader.
+
+    *args_fd* is of :func:`reader_arguments`; what find is to do follows.
+    """
+    confined = [BWRAP, "--args", str(args_fd), "--chdir", SOURCE]
+    if job.rights is None:
+        return [*confined, FIND]
+    user = job.rights
+    groups = ",".join(str(group) for group in user.groups)
+    confined += [SETPRIV, "--inh-caps=-all", f"--reuid={user.uid}", f"--groups={groups}"]
+    return [*confined, f"--regid={user.gid}", _unreadable_name(FIND)]
 
 
 def sync(job: Job, control: Control) -> Synced:
@@ -245,7 +284,7 @@ class _Rsync:
         self._meter: Meter | None = None
         self._fatal: CryptbackError | None = None
         self._warned = 0
-        self._received = b""
+        self._received = (b"", b"")
         self._last_words = ""
 
     def compare(self) -> int:
@@ -261,7 +300,7 @@ class _Rsync:
 
     def _run(self) -> None:
         try:
-            with _reader_arguments(self._job.stage, self._job.rights) as args_fd:
+            with reader_arguments(self._job.stage, self._job.rights) as args_fd:
                 argv = _arguments(self._job, dry=self._dry, args_fd=args_fd)
                 with child(argv, pass_fds=[args_fd]) as rsync:
                     status = self._follow(rsync)
@@ -310,24 +349,30 @@ class _Rsync:
         if self._dry:
             self._total += int(rest)
             return
-        _checksum, _space, name = rest.lstrip().partition(b" ")
+        checksum, _space, name = rest.lstrip().partition(b" ")
         path = _OCTAL.sub(lambda match: bytes([int(match[1], 8)]), name)
         self.synced.changed_files += 1
         self._check_unchanged()
-        self._received = path
+        self._received = (path, checksum)
 
     def _check_unchanged(self) -> None:
         """Look at the file before the one that was logged: that one has its name by now.
 
         rsync doesn't notice a file that is written to while it is read.
         """
-        path, self._received = self._received, b""
+        (path, checksum), self._received = self._received, (b"", b"")
         if not path:
             return
+        source = None
         try:
             copy = os.lstat(os.path.join(os.fsencode(self._job.target), path))
-            source = os.lstat(os.path.join(os.fsencode(self._job.stage), path))
+            with suppress(FileNotFoundError):
+                source = os.lstat(os.path.join(os.fsencode(self._job.stage), path))
         except FileNotFoundError:
+            return
+        if checksum.strip(b"0"):  # else it failed, and the copy is the one that was there
+            self._job.received(Received(path, checksum, copy, source))
+        if source is None:
             return
         self.synced.changed_bytes += copy.st_size
         if (copy.st_size, copy.st_mtime_ns) != (source.st_size, source.st_mtime_ns):
@@ -393,7 +438,7 @@ class _Rsync:
 
 def _at_home(path: str) -> str:
     """The path of a source file as its owner knows it."""
-    return path.removeprefix(_SOURCE)
+    return path.removeprefix(SOURCE)
 
 
 def end_everything_else() -> None:

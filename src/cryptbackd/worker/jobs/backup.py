@@ -30,12 +30,13 @@ from ..layers.inner import inner
 from ..layers.mounted import Mounted
 from ..lists import gather
 from ..opening import opening
+from ..recording import recording
 from ..release import release
 from ..remaining import tell, told
 from ..sources import plan, stage
 from ..spot import read_back
 from ..sync import FULL, RSYNC, Job, Synced, sync
-from ..versions import VERSIONS, record, removal, store
+from ..versions import VERSIONS, Store, copies, record, removal, store
 
 
 @attrs.frozen
@@ -140,15 +141,7 @@ def back_up(
     found = record.versions(directory)
     last = found[-1] if found else None
     verdict = record.judge(found, ledger)
-    if verdict:
-        control.warn(
-            f"The drive is not as this computer remembers it. {verdict}"
-            + ("" if accept else " Nothing on it is deleted in this run."),
-            "drive_older",
-        )
-    else:
-        record.tidy(directory)
-        removal.finish(keeper, directory, control)
+    _tidy(keeper, directory, verdict, accept=accept, control=control)
     keeper.begin(last.path if last else None)
     last_tree = keeper.last_state()
     remembered = last.record if last else {}
@@ -172,65 +165,74 @@ def back_up(
             "None of the sources can be read, so there is nothing to back up.",
             "Look at `include` and `include_from` in the entry.",
         )
-    syncs = []
-    for number, group in enumerate(readers):
-        others = asked.others(group)
-        staged = place / f"sources{number}"
-        stage(group.plan, others, staged, last_tree)
-        job = Job(
-            stage=staged,
-            target=keeper.target,
-            exclude=entry.backup.exclude,
-            own=tuple(source.path for source in group.plan.read),
-            others=others,
-            rights=group.rights,
-            delete=accept or not verdict,
-            contents=contents,
-        )
-        syncs.append(job)
+    with recording(name, last, control) as taken:
+        syncs = []
+        for number, group in enumerate(readers):
+            others = asked.others(group)
+            staged = place / f"sources{number}"
+            stage(group.plan, others, staged, last_tree)
+            job = Job(
+                stage=staged,
+                target=keeper.target,
+                exclude=entry.backup.exclude,
+                own=tuple(source.path for source in group.plan.read),
+                others=others,
+                rights=group.rights,
+                delete=accept or not verdict,
+                contents=contents,
+                received=taken.received,
+            )
+            taken.list_sources(job)
+            syncs.append(job)
 
-    def make_ready() -> Kept:
-        """Sync, and write the record of what is to become a version."""
-        for source in asked.kept:
-            keeper.retain(source.path)
-        synced = Synced()
-        for job in syncs:
-            synced.add(sync(attrs.evolve(job, link_dest=keeper.link_dest), control))
-        control.phase(Phase.KEEPING)
-        tell(control)
-        # The version must not have its name before its data is on the drive.
-        tree.sync()
-        control.check()
-        fields = {
-            "sequence": 1 + max(last.sequence if last else 0, ledger.sequence if ledger else 0),
-            "entry_name": name,
-            "started": started,
-            "finished": int(time.time()),
-            "sources": asked.filesystems(),
-            "lists": asked.lists,
-            "skipped_mounts": dict.fromkeys(asked.skipped_mounts, ""),
-            "files": synced.files,
-            "bytes": synced.size,
-            "warnings": control.warnings,
-            "programs": _programs(),
-            "entry": toml,
-            "ledger": attrs.asdict(ledger) if ledger else None,
-        }
-        return Kept(record.write(directory, record.fresh_name(directory), fields), synced)
+        def make_ready() -> Kept:
+            """Sync, and write manifest and record of what is to become a version."""
+            for source in asked.kept:
+                keeper.retain(source.path)
+            synced = Synced()
+            for job in syncs:
+                synced.add(sync(attrs.evolve(job, link_dest=keeper.link_dest), control))
+            control.phase(Phase.KEEPING)
+            tell(control)
+            # The version must not have its name before its data is on the drive.
+            tree.sync()
+            control.check()
+            version = record.fresh_name(directory)
+            fields = {
+                "sequence": 1 + max(last.sequence if last else 0, ledger.sequence if ledger else 0),
+                "entry_name": name,
+                "started": started,
+                "finished": int(time.time()),
+                "sources": asked.filesystems(),
+                "lists": asked.lists,
+                "skipped_mounts": dict.fromkeys(asked.skipped_mounts, ""),
+                "files": synced.files,
+                "bytes": synced.size,
+                **taken.write(directory / version, keeper.target, compared=contents),
+                "warnings": control.warnings,
+                "programs": _programs(),
+                "entry": toml,
+                "ledger": attrs.asdict(ledger) if ledger else None,
+            }
+            return Kept(record.write(directory, version, fields), synced)
 
-    while True:
-        try:
-            with _full_is_told():
-                kept = make_ready()
-            break
-        except DriveFull as full:
-            if (verdict and not accept) or not removal.make_room(keeper, tree, entry.keep, control):
-                raise _too_small(full, tree) from full
-            keeper.begin(last.path if last else None)
-    keeper.keep(kept.version.path)
+        while True:
+            try:
+                with _full_is_told():
+                    kept = make_ready()
+                break
+            except DriveFull as full:
+                if (verdict and not accept) or not removal.make_room(
+                    keeper, tree, entry.keep, control
+                ):
+                    raise _too_small(full, tree) from full
+                keeper.begin(last.path if last else None)
+        keeper.keep(kept.version.path)
+        taken.made(kept.version)
     control.say(f"version {kept.version.path.name} made.", "version_made")
     if accept or not verdict:
         removal.by_rules(keeper, tree, entry.keep, control)
+    copies.bring_in_line(name, record.versions(directory), control)
     read_back(
         tree,
         record.versions(directory),
@@ -240,6 +242,19 @@ def back_up(
         control=control,
     )
     return kept
+
+
+def _tidy(keeper: Store, directory: Path, verdict: str, *, accept: bool, control: Control) -> None:
+    """Remove what interrupted runs left; from a drive that is not as it was left, nothing."""
+    if not verdict:
+        record.tidy(directory)
+        removal.finish(keeper, directory, control)
+        return
+    control.warn(
+        f"The drive is not as this computer remembers it. {verdict}"
+        + ("" if accept else " Nothing on it is deleted in this run."),
+        "drive_older",
+    )
 
 
 @contextmanager

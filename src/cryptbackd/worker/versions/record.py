@@ -19,6 +19,7 @@ from typing import Any
 
 import attrs
 
+from ...catalogue import manifest_sha256
 from ...model import LedgerEntry
 from ...text import printable
 from .retention import Dated
@@ -40,6 +41,16 @@ class Version:
     def sequence(self) -> int:
         """Its place in the order of versions, from 1."""
         return int(self.record["sequence"])
+
+    @property
+    def manifest(self) -> str:
+        """SHA-256 of its manifest, hexadecimal; empty where it has none."""
+        return manifest_sha256(self.record)
+
+    @property
+    def manifest_path(self) -> Path:
+        """Where its manifest lies, if it has one."""
+        return self.path.with_name(f"{self.path.name}.manifest")
 
     @property
     def dated(self) -> Dated:
@@ -140,7 +151,8 @@ def write(directory: Path, name: str, fields: dict[str, Any]) -> Version:
 
 
 def tidy(directory: Path) -> None:
-    """Remove records whose version never came to be."""
-    for path in (*directory.glob("*.json"), *directory.glob(".*.json.new")):
-        if path.name.startswith(".") or not os.path.lexists(path.with_suffix("")):
-            path.unlink()
+    """Remove records and manifests whose version never came to be."""
+    for what in ("json", "manifest"):
+        for path in (*directory.glob(f"*.{what}"), *directory.glob(f".*.{what}.new")):
+            if path.name.startswith(".") or not os.path.lexists(path.with_suffix("")):
+                path.unlink()

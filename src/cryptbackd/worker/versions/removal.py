@@ -54,6 +54,7 @@ def let_go(keeper: Store, directory: Path, name: str, why: str, control: Control
         tree = tree.rename(directory / f"{_REMOVED}{name}")
     control.say(f"version {printable(name, 40)} removed: {why}.", "version_removed")
     (directory / f"{name}.json").unlink()
+    (directory / f"{name}.manifest").unlink(missing_ok=True)
     if not at_once:
         keeper.remove(tree, control.interrupt)
 

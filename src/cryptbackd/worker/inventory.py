@@ -1,0 +1,250 @@
+"""What a version holds, put together for its manifest.
+
+The checksums of copied files are kept in a file on the computer from one version to the next, so
+that an interrupted run loses none: :class:`Transfers`, open while its block runs.
+
+A manifest tells of what is in the version and of nothing else: there is a record for each path
+that was found in it.  What the source was like when it was listed, before the copy, is told only
+where the copy is like it; else the next run finds a difference, and looks again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from ..manifest import SEPARATOR, UNKNOWN, nanoseconds
+from .listing import lines_of
+from .sync import Received
+
+_HEAD = b"//"
+"""Begins the one line that is no record: it names the version that the files were copied after."""
+_MOST_OPEN = 100_000
+
+
+class Transfers:
+    """The files that were copied since the version before; see :func:`transfers`."""
+
+    def __init__(self, path: Path, file: BinaryIO, *, unbroken: bool) -> None:
+        self.path = path
+        self.unbroken = unbroken
+        """Nothing was copied since then without standing here."""
+        self.linked: dict[int, tuple[int, int, bytes]] = {}
+        """Size, time and checksum of files with more than one name, by the inode of the copy."""
+        self._file: BinaryIO | None = file
+
+    def add(self, received: Received) -> None:
+        """Keep the checksum of a file.  Where that can't be written, none of this run is known."""
+        if len(received.xxh128) != 32 or self._file is None:
+            return
+        status, source = received.status, received.source
+        linked = source is not None and source.st_nlink > 1
+        if linked:
+            known = (status.st_size, status.st_mtime_ns, received.xxh128)
+            self.linked[status.st_ino] = known
+        line = b"%b//%015d %d %d %d %d %b\0" % (
+            received.path,
+            self._file.tell(),
+            status.st_size,
+            status.st_mtime_ns,
+            source.st_ctime_ns if source is not None else 0,
+            status.st_ino if linked else 0,
+            received.xxh128,
+        )
+        try:
+            self._file.write(line)
+        except OSError:
+            self.unbroken = False
+            self._file = None
+            self.path.unlink(missing_ok=True)
+
+
+@contextmanager
+def transfers(path: Path, after: str) -> Iterator[Transfers]:
+    """The checksums of what is copied *after* the version with that nonce (or mark).
+
+    What is in the file goes on counting if it was copied after the same.  Raises OSError.
+    """
+    head = _HEAD + after.encode() + b"\0"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(fd, "r+b", buffering=0) as file:
+        same = file.read(len(head)) == head
+        if not same:
+            file.seek(0)
+            file.truncate()
+            file.write(head)
+        kept = Transfers(path, file, unbroken=same)
+        if same:
+            kept.linked.update(_linked(path))
+            file.seek(0, os.SEEK_END)
+        yield kept
+
+
+def _linked(path: Path) -> Iterator[tuple[int, tuple[int, int, bytes]]]:
+    for line in lines_of(path):
+        if line.startswith(_HEAD):
+            continue
+        _place, size, mtime, _ctime, inode, checksum = _words(line)
+        if inode != b"0":
+            yield int(inode), (int(size), int(mtime), checksum)
+
+
+def _words(line: bytes) -> list[bytes]:
+    return line.partition(SEPARATOR)[2].split(b" ")
+
+
+class Inventory:
+    """The records of a version, in order: iterate once.
+
+    *sources* is the listing from before the copy, *tree* that of the version, *copied* the sorted
+    lines of *kept*, and *before* the records of the version before.  *compared*: the copy has
+    compared contents.
+    """
+
+    def __init__(
+        self,
+        sources: Iterator[bytes],
+        tree: Iterator[bytes],
+        copied: Iterator[bytes],
+        before: Iterator[bytes],
+        kept: Transfers,
+        *,
+        compared: bool,
+    ) -> None:
+        self._compared = compared
+        self._sources = _Cursor(sources)
+        self._tree = tree
+        self._copied = _Cursor(line for line in copied if not line.startswith(_HEAD))
+        self._before = _Cursor(before)
+        self._kept = kept
+        self._open: dict[bytes, int] = {}
+
+    def __iter__(self) -> Iterator[bytes]:
+        for found in self._tree:
+            path, _separator, rest = found.partition(SEPARATOR)
+            key = path + SEPARATOR
+            yield self._record(
+                key,
+                rest.split(b" ", 9),
+                self._sources.last(key),
+                self._copied.last(key),
+                self._before.last(key),
+            )
+
+    def completed(self, written: Iterable[bytes]) -> Iterable[bytes] | None:
+        """What was *written*, with the checksums that were known only later; None: all are there.
+
+        That is of a further name of a file, where the one that was known comes after it.
+        """
+        later = {
+            key: self._kept.linked[inode][2]
+            for key, inode in self._open.items()
+            if inode in self._kept.linked
+        }
+        if not later:
+            return None
+        return (_completed(raw, later) for raw in written)
+
+    def _record(
+        self,
+        key: bytes,
+        found: list[bytes],
+        source: bytes | None,
+        copied: bytes | None,
+        before: bytes | None,
+    ) -> bytes:
+        was = before[len(key) :].split(b" ", 9) if before is not None else None
+        now = source[len(key) :].split(b" ", 9) if source is not None else None
+        here = _words(copied) if copied is not None else None
+        if now is not None and _alike(found, now):
+            fields = list(now)
+            if found[0] == b"f" and self._in_doubt(now, here, was):
+                fields[7:9] = UNKNOWN, UNKNOWN
+        elif was is not None and _alike(found, was):
+            fields = list(was)  # a source that was not read keeps its state and what is known of it
+            if now is not None:
+                fields[7:9] = UNKNOWN, UNKNOWN
+        else:
+            # On ext4 and xfs the links of the copy count those of other versions, too.
+            linked = now[4] if now is not None else b"1"
+            fields = [*found[:4], linked, *found[5:7], UNKNOWN, UNKNOWN, found[9]]
+        checksum = UNKNOWN
+        if found[0] == b"f":
+            checksum = self._checksum(found, fields, now, here, was)
+            if checksum == UNKNOWN and fields[4] != b"1" and len(self._open) < _MOST_OPEN:
+                self._open[key] = int(found[8])
+        fields[9] = fields[9].rpartition(b" ")[0] + b" " + checksum
+        return key + b" ".join(fields)
+
+    def _in_doubt(
+        self, now: list[bytes], here: list[bytes] | None, was: list[bytes] | None
+    ) -> bool:
+        """Whether the content of the source may be another than that of the copy.
+
+        Size and time are the same, but can be put back by whoever changed the content.
+        """
+        if here is not None:
+            return int(here[3]) != nanoseconds(now[7])
+        return not self._compared and was is not None and was[7:9] != now[7:9]
+
+    def _checksum(
+        self,
+        found: list[bytes],
+        fields: list[bytes],
+        now: list[bytes] | None,
+        here: list[bytes] | None,
+        was: list[bytes] | None,
+    ) -> bytes:
+        size, mtime, inode = int(found[5]), nanoseconds(found[6]), int(found[8])
+        if here is not None:
+            return here[5] if (size, mtime) == (int(here[1]), int(here[2])) else UNKNOWN
+        if inode in self._kept.linked:
+            *known, checksum = self._kept.linked[inode]
+            if [size, mtime] == known:
+                return checksum
+        # It was not copied: its content is that of the version before.
+        if was is None or was[0] != b"f" or was[5:7] != found[5:7]:
+            return UNKNOWN
+        if not self._kept.unbroken and now is not None and was[7:9] != now[7:9]:
+            return UNKNOWN
+        checksum = was[9].rpartition(b" ")[2]
+        if fields[4] != b"1" and checksum != UNKNOWN:
+            self._kept.linked[inode] = (size, mtime, checksum)
+        return checksum
+
+
+def _completed(raw: bytes, later: dict[bytes, bytes]) -> bytes:
+    checksum = later.get(raw.partition(SEPARATOR)[0] + SEPARATOR)
+    return raw if checksum is None else raw.rpartition(b" ")[0] + b" " + checksum
+
+
+class _Cursor:
+    """Sorted lines, asked for ever greater keys."""
+
+    def __init__(self, lines: Iterator[bytes]) -> None:
+        self._lines = lines
+        self._line = next(lines, None)
+
+    def last(self, key: bytes) -> bytes | None:
+        """The last line that begins with *key*."""
+        line = self._line
+        found = None
+        while line is not None and (line < key or line.startswith(key)):
+            if line.startswith(key):
+                found = line
+            line = next(self._lines, None)
+        self._line = line
+        return found
+
+
+def _alike(one: list[bytes], other: list[bytes]) -> bool:
+    """Whether two records say the same but for what only the source or the content knows."""
+    return (
+        one[:4] == other[:4]
+        and one[6] == other[6]
+        and (one[5] == other[5] or one[0] == b"d")
+        and one[9].rpartition(b" ")[0] == other[9].rpartition(b" ")[0]
+    )
