@@ -48,6 +48,16 @@ def parse(text: str) -> Wanted:
     return Wanted(How.BY if more else How.TO, number)
 
 
+def want_possible(container: str | None, wanted: Wanted) -> None:
+    """Raise Refused for another length of a partition (no *container*) than all of it."""
+    if container is None and wanted.how is not How.MAX:
+        raise Refused(
+            "There is no container file: the partition itself is encrypted, and as long as it is.",
+            "Make the partition longer with a tool for that, and then say `max`. It can't be made"
+            " shorter.",
+        )
+
+
 def sensible(free: int, fstype: str) -> int:
     """Bytes of a container for which nobody named a size, where *free* bytes are free.
 

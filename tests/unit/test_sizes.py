@@ -45,6 +45,14 @@ def test_a_sensible_size_leaves_room(free: int, fstype: str) -> None:
         assert fstype == "vfat" or size >= free * 8 // 10
 
 
+def test_a_partition_is_as_long_as_it_is() -> None:
+    sizes.want_possible(None, Wanted(How.MAX))
+    sizes.want_possible("backup.luks", Wanted(How.TO, GIB))
+    for how in (How.TO, How.BY):
+        with pytest.raises(Refused, match="the partition itself is encrypted"):
+            sizes.want_possible(None, Wanted(how, GIB))
+
+
 def length(wanted: Wanted, current: int, free: int, fstype: str = "ext4", holes: int = 0) -> int:
     return sizes.length(
         wanted,

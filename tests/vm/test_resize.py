@@ -115,7 +115,6 @@ def refuses(vm: Machine, size: str, told: str) -> None:
     refused = resize(vm, size, check=False)
     assert refused.code == 1
     assert told in refused.err
-    assert "You may unplug home now." in refused.out
     assert no_note(vm)
 
 
@@ -171,7 +170,6 @@ def test_a_longer_partition_is_filled(vm: Machine) -> None:
     main.plug()
     init(vm, str(main.device), "home", "--format", "luks")
     files = listing(vm, "/home/me")
-    vm.expect_journal("^cryptbackd: home: failed: ")
     refuses(vm, "+10M", "the partition itself is encrypted, and as long as it is.")
     assert "It fills its partition of 160 MiB already." in resize(vm, "max").out
     main.pull()
@@ -202,8 +200,9 @@ def test_a_copy_on_a_larger_drive_goes_on_and_grows(enrolled: Machine) -> None:
     vm.run("systemctl stop cryptbackd")
     large.plug()
     vm.run(f"mount {large.partition} /mnt && cp --sparse=always /root/copy /mnt/backup.luks")
+    since = now(vm)
     vm.run("umount /mnt && udevadm settle && rm /root/copy && systemctl start cryptbackd")
-    assert ended(vm)["CRYPTBACK_OUTCOME"] == "done"
+    assert ended(vm, since=since)["CRYPTBACK_OUTCOME"] == "done"
     resize(vm, "max")
     script = LENGTH.format(device=large.partition, container="backup.luks")
     size, blocks = map(int, vm.run(script).out.split())
@@ -215,46 +214,63 @@ def test_a_copy_on_a_larger_drive_goes_on_and_grows(enrolled: Machine) -> None:
 
 # Cut off anywhere
 
-GROW, SHRINK = 40, -20
+GROW, SHRINK = 12, -8
+BTRFS_CUTS = {
+    "longer: volume": (GROW, CRYPTSETUP, " resize ", True),
+    "longer: filesystem": (GROW, BTRFS, "filesystem resize max", True),
+    "longer: locking": (GROW, UMOUNT, "cryptbackd/home/tree", True),
+    "shorter: filesystem": (SHRINK, BTRFS, "filesystem resize [0-9]", False),
+    "shorter: locking": (SHRINK, UMOUNT, "cryptbackd/home/tree", True),
+}
+EXT4_CUTS = {
+    "longer: volume": (GROW, CRYPTSETUP, " resize ", True),
+    "longer: filesystem": (GROW, RESIZE2FS, "cryptback-home", True),
+    "shorter: beginning": (SHRINK, DMSETUP, "--table .* snapshot ", False),
+    "shorter: moving": (SHRINK, DMSETUP, "reload", False),
+    "shorter: filesystem": (SHRINK, RESIZE2FS, "cryptback-home", False),
+    "shorter: before merging": (SHRINK, DMSETUP, "snapshot-merge", True),
+    "shorter: merging": (SHRINK, DMSETUP, "status", True),
+}
+"""Where the worker is killed: how many MiB the container changes by, a program that it starts,
+and whether the change is then done (or undone)."""
 CUTS = {
-    "btrfs longer: volume": ("btrfs", GROW, CRYPTSETUP, " resize ", True),
-    "btrfs longer: filesystem": ("btrfs", GROW, BTRFS, "filesystem resize max", True),
-    "btrfs longer: locking": ("btrfs", GROW, UMOUNT, "cryptbackd/home/tree", True),
-    "btrfs shorter: filesystem": ("btrfs", SHRINK, BTRFS, "filesystem resize [0-9]", False),
-    "btrfs shorter: locking": ("btrfs", SHRINK, UMOUNT, "cryptbackd/home/tree", True),
-    "ext4 longer: volume": ("ext4", GROW, CRYPTSETUP, " resize ", True),
-    "ext4 longer: filesystem": ("ext4", GROW, RESIZE2FS, "cryptback-home", True),
-    "ext4 shorter: beginning": ("ext4", SHRINK, DMSETUP, "--table .* snapshot ", False),
-    "ext4 shorter: moving": ("ext4", SHRINK, DMSETUP, "reload", False),
-    "ext4 shorter: filesystem": ("ext4", SHRINK, RESIZE2FS, "cryptback-home", False),
-    "ext4 shorter: before merging": ("ext4", SHRINK, DMSETUP, "snapshot-merge", True),
-    "ext4 shorter: merging": ("ext4", SHRINK, DMSETUP, "status", True),
+    "btrfs": ("longer: filesystem", "shorter: locking"),
+    "ext4": ("longer: filesystem", "shorter: filesystem", "shorter: merging"),
+    "btrfs everywhere": tuple(BTRFS_CUTS),
+    "ext4 everywhere": tuple(EXT4_CUTS),
 }
 
 
-@pytest.mark.parametrize("cut", CUTS)
-def test_killed_at_a_step_it_is_finished_or_undone(enrolled: Machine, cut: str) -> None:
+@pytest.mark.parametrize("cuts", CUTS)
+@pytest.mark.timeout(900)
+def test_killed_at_a_step_it_is_finished_or_undone(enrolled: Machine, cuts: str) -> None:
     """The worker is killed when it starts a program; the next run settles it, and backs up."""
     vm = enrolled
-    fstype, by, program, pattern, done = CUTS[cut]
+    fstype = cuts.partition(" ")[0]
     files = listing(vm, "/home/me")
     main = stick(vm, fstype)
-    before = BEFORE[fstype]
-    hold = Hold(vm, program, pattern)
     vm.expect_journal("^cryptbackd: home: failed: ")
-    working = vm.spawn(["cryptback", "resize", "home", f"{before + by}M"])
-    held = hold.wait()
-    since = now(vm)
-    kill(vm, held.worker)
-    assert working.wait(check=False, timeout=60).code == 1
-    tells(vm, "what was begun is finished or undone when the drive is opened next", since=since)
-    settles(vm, main, files, fstype, before + by if done else before)
+    before = BEFORE[fstype]
+    for cut in CUTS[cuts]:
+        by, program, pattern, done = (BTRFS_CUTS if fstype == "btrfs" else EXT4_CUTS)[cut]
+        hold = Hold(vm, program, pattern)
+        working = vm.spawn(["cryptback", "resize", "home", f"{before + by}M"])
+        held = hold.wait()
+        since = now(vm)
+        kill(vm, held.worker)
+        assert working.wait(check=False, timeout=60).code == 1, cut
+        told = "what was begun is finished or undone when the drive is opened next"
+        tells(vm, told, since=since)
+        before += by if done else 0
+        settles(vm, main, files, fstype, before)
 
 
 def settles(vm: Machine, main: Stick, files: str, fstype: str, mebibytes: int) -> None:
     """The next run brings it to an end, before it backs up; nothing is left to be done."""
     since = now(vm)
-    main.replug()
+    if main.plugged:
+        main.pull()
+    main.plug()
     end = ended(vm, since=since)
     assert end["CRYPTBACK_OUTCOME"] == "done", end["MESSAGE"]
     assert length(vm, fstype) == mebibytes
@@ -290,12 +306,10 @@ def test_interrupted_in_the_filling_it_is_undone(vm: Machine, how: str) -> None:
         kill(vm, int(vm.run(["pgrep", "-P", stub]).out))
         assert working.wait(check=False, timeout=60).code == 1
         main.throttle(0)
-        assert length(vm, "ext4") > 80
     else:
         vm.expect_journal(KERNEL_MISSES_IT)
         main.pull()
         assert working.wait(check=False, timeout=60).code == 75
-        main.plug()
     settles(vm, main, files, "ext4", 80)
 
 
@@ -311,7 +325,6 @@ def test_pulled_in_the_merging_it_is_finished(enrolled: Machine) -> None:
     main.pull()
     assert working.wait(check=False, timeout=60).code != 0
     nothing_left(vm)
-    main.plug()
     settles(vm, main, files, "ext4", 140)
 
 

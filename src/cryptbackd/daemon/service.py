@@ -409,9 +409,10 @@ class Service:
         the run.  Raises what :meth:`passphrase` does.
         """
         try:
-            sizes.parse(size)
+            wanted = sizes.parse(size)
         except ValueError as exc:
             raise Refused(f"{printable(str(exc))}.") from exc
+        sizes.want_possible(self.store.get(name).container, wanted)
         job = self._for_entry(JobKind.RESIZE, name)
         job.options = {"size": size}
         self.supervisor.submit(job)

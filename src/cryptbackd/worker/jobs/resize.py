@@ -14,10 +14,10 @@ from pathlib import Path
 import attrs
 
 from ... import kernel, protocol, sizes
-from ...config import Entry, parse
+from ...config import parse
 from ...errors import Cancelled, CryptbackError, DriveFull, Refused
 from ...model import Outcome, Phase, RunResult
-from ...sizes import How, Wanted
+from ...sizes import Wanted
 from ...text import printable, size
 from .. import header as headers
 from .. import lengths, superblock, unfinished, workspace
@@ -57,7 +57,7 @@ def resize(start: protocol.Start, control: Control) -> RunResult:
     entry = parse(start.entry, start.name)
     header = headers.load(start.name)
     wanted = wanted_of(str(start.options.get("size", "")))
-    want_possible(entry, wanted)
+    sizes.want_possible(entry.container, wanted)
     place = workspace.make(start.name)
     control.phase(Phase.ATTACHING)
     with proven_free(start.device, control), ExitStack() as stack:
@@ -85,16 +85,6 @@ def wanted_of(text: str) -> Wanted:
         return sizes.parse(text)
     except ValueError as exc:
         raise Refused(f"{printable(str(exc))}.") from exc
-
-
-def want_possible(entry: Entry, wanted: Wanted) -> None:
-    """Raise Refused for another length of a partition than all of it."""
-    if entry.container is None and wanted.how is not How.MAX:
-        raise Refused(
-            "There is no container file: the partition itself is encrypted, and as long as it is.",
-            "Make the partition longer with a tool for that, and then say `max`. It can't be made"
-            " shorter.",
-        )
 
 
 def _partition(job: _Job) -> str:
