@@ -607,10 +607,12 @@ def test_a_change_of_length_is_a_run_of_its_own(play: Play) -> None:
         await world.result()
         with pytest.raises(Refused, match="is not a size"):
             world.service.resize("home", "much")
-        world.script = [["phase", "resizing"], ["stop"]]
-        run = world.service.resize("home", "+1G")
-        with pytest.raises(Busy):
+        with pytest.raises(Refused, match="the partition itself is encrypted"):
             world.service.resize("home", "+1G")
+        world.script = [["phase", "resizing"], ["stop"]]
+        run = world.service.resize("home", "max")
+        with pytest.raises(Busy):
+            world.service.resize("home", "max")
         await world.phase(Phase.RESIZING)
         assert world.service.cancel("home") == [run]
         await world.result(1)
