@@ -165,6 +165,8 @@ class Reader:
     def __init__(self, file: BinaryIO, name: str) -> None:
         self._file = file
         self._name = name
+        self.damaged = False
+        """What could be read of it was not what was written."""
         self.blocks: tuple[Block, ...] = tuple(self._index())
         self.records = sum(block.records for block in self.blocks)
 
@@ -185,7 +187,7 @@ class Reader:
     def compressed(self, block: Block) -> bytes:
         """The block as it lies in the file, after the header of its member."""
         self._file.seek(block.offset)
-        raw = self._file.read(block.length)
+        raw = self._read(block.length)
         if len(raw) != block.length:
             raise self._damaged("it ends early")
         return raw
@@ -222,12 +224,12 @@ class Reader:
         if block.records != records:
             raise self._damaged("records are missing")
         self.compressed(block)
-        if self._file.read(1):
+        if self._read(1):
             raise self._damaged("something follows its end")
 
     def _member(self) -> Block:
-        head = self._file.read(12)
-        extra = self._file.read(int.from_bytes(head[10:12], "little"))
+        head = self._read(12)
+        extra = self._read(int.from_bytes(head[10:12], "little"))
         field = extra[:2] + extra[4 : 4 + _HEAD.size]
         if head[:10] != _GZIP or field[:2] != _FIELD or len(field) != 2 + _HEAD.size:
             raise self._damaged("it ends early" if not head else "it is none")
@@ -241,7 +243,14 @@ class Reader:
         self._file.seek(block.offset + block.length)
         return block
 
+    def _read(self, length: int) -> bytes:
+        try:
+            return self._file.read(length)
+        except OSError as exc:
+            raise self._damaged(str(exc.strerror)) from exc
+
     def _damaged(self, what: str) -> ManifestDamaged:
+        self.damaged = True
         return ManifestDamaged(f"The manifest {self._name} can't be read: {what}.")
 
 
@@ -261,12 +270,7 @@ def opened(path: Path) -> Iterator[Reader]:
     with os.fdopen(fd, "rb") as file:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise ManifestDamaged(f"The manifest {name} is no file.")
-        try:
-            yield Reader(file, name)
-        except OSError as exc:
-            if exc.filename is not None:
-                raise
-            raise ManifestDamaged(f"The manifest {name} can't be read: {exc.strerror}.") from exc
+        yield Reader(file, name)
 
 
 def read(path: Path) -> Iterator[Record]:

@@ -144,11 +144,14 @@ def _opened(version: catalogue.Kept) -> Iterator[manifest.Reader]:
     """Its manifest.  One that is damaged is removed: the next run puts it back from the drive."""
     if version.manifest is None:
         raise FileNotFoundError(version.name)
+    reader = None
     try:
         with manifest.opened(version.manifest) as reader:
             yield reader
     except ManifestDamaged:
-        version.manifest.unlink(missing_ok=True)
+        # It may be another one that is damaged.
+        if reader is None or reader.damaged:
+            version.manifest.unlink(missing_ok=True)
         raise
 
 

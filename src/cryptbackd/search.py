@@ -17,7 +17,7 @@ from .changes import fields, same_content
 from .manifest import SEPARATOR, Block, Reader
 from .seeing import Seer, Sight
 
-_WILD = re.compile(r"\*|\?|\[[^]]*\]|\[")
+_WILD = re.compile(r"\*|\?|\[[^]]*\]")
 
 
 class Pattern:
