@@ -280,14 +280,6 @@ def parse(text: str, where: str) -> Entry:
     return entry
 
 
-def without_effect(entry: Entry) -> tuple[str, ...]:
-    """The keys of *entry* that are accepted, but that this version doesn't act upon."""
-    asked = {
-        "verify.full_every": entry.verify.full_every != Verify().full_every,
-    }
-    return tuple(key for key, is_asked in asked.items() if is_asked)
-
-
 def check_name(name: str) -> str:
     """*name*, if an entry may be called so; raises ConfigError otherwise."""
     if NAME.fullmatch(name) is None:

@@ -55,6 +55,8 @@ _STATX = struct.Struct("=28xH98xII120x")
 _BLKGETDISKSEQ = 0x80081280
 _BLKGETSIZE64 = 0x80081272
 
+_BTRFS_IOC_GET_SUBVOL_INFO = 0x81F8943C
+
 _CLOCK_REALTIME = 0
 _TFD_TIMER_ABSTIME = 1
 _TFD_TIMER_CANCEL_ON_SET = 2
@@ -265,3 +267,19 @@ def waiters_for_zero(semid: int) -> int:
     return _check(
         _libc.semctl(ctypes.c_int(semid), ctypes.c_int(0), ctypes.c_int(_SEM_GETZCNT)), "semctl"
     )
+
+
+def btrfs_last_change(path: str) -> int:
+    """The number of the transaction in which something was last changed in a subvolume of btrfs.
+
+    A snapshot has that of what it was made of (``ctransid`` of BTRFS_IOC_GET_SUBVOL_INFO,
+    linux/btrfs.h).
+    """
+    info = bytearray(504)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(fd, _BTRFS_IOC_GET_SUBVOL_INFO, info)
+    finally:
+        os.close(fd)
+    number: int = struct.unpack_from("=Q", info, 344)[0]
+    return number

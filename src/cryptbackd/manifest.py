@@ -30,7 +30,8 @@ import re
 import stat
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -304,19 +305,34 @@ def write_raw(path: Path, records: Iterable[bytes], before: Path | None = None) 
     *before* is the manifest of the version before: what it has in common with this one is
     not compressed again.  One that can't be read is as none.
     """
+    with _maybe(before) as old, _fresh(path) as file:
+        return _Writer(file, old).write(records)
+
+
+def write_changed(path: Path, before: Reader, changes: Mapping[bytes, bytes | None]) -> Written:
+    """Write as the manifest *path* what *before* has, with *changes*: path to its new record
+    (without NUL), or to None where it is gone.
+
+    Only the blocks that something changes in are read.  Raises ManifestDamaged.
+    """
+    with _fresh(path) as file:
+        return _Writer(file, before).change(changes)
+
+
+@contextmanager
+def _fresh(path: Path) -> Iterator[BinaryIO]:
+    """A new file that gets its name *path*, durably, when the block ends without an error."""
     fresh = path.with_name(f".{path.name}.new")
     fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         with os.fdopen(fd, "wb") as file:
-            with _maybe(before) as old:
-                written = _Writer(file, old).write(records)
+            yield file
             file.flush()
             os.fsync(fd)
         os.rename(fresh, path)
     except BaseException:
         os.unlink(fresh)
         raise
-    return written
 
 
 @contextmanager
@@ -336,6 +352,13 @@ def _maybe(path: Path | None) -> Iterator[Reader | None]:
         manager.__exit__(None, None, None)
 
 
+def _changed(records: list[bytes], changes: Sequence[tuple[bytes, bytes | None]]) -> list[bytes]:
+    """The sorted *records* with *changes*: pairs of key and record, or None."""
+    gone = {name for name, _record in changes}
+    kept = [raw for raw in records if key(raw.partition(SEPARATOR)[0]) not in gone]
+    return sorted([*kept, *(record for _name, record in changes if record is not None)])
+
+
 class _Writer:
     def __init__(self, file: BinaryIO, old: Reader | None) -> None:
         self._file = file
@@ -349,8 +372,47 @@ class _Writer:
         for block in self._cut(records):
             total += len(block)
             self._block(block)
-        self._member(b"", total, b"\x03\x00" + bytes(8), b"")
-        return Written(total, self._hash.hexdigest(), self._size)
+        return self._end(total)
+
+    def change(self, changes: Mapping[bytes, bytes | None]) -> Written:
+        assert self._old is not None
+        old, total = self._old, 0
+        pending: list[bytes] = []
+        left = sorted((key(path), record) for path, record in changes.items())
+        for number, block in enumerate(old.blocks):
+            last = number + 1 == len(old.blocks)
+            here = len(left) if last else bisect_left(left, (old.blocks[number + 1].first,))
+            if not here and not pending:
+                total += block.records
+                raw = old.compressed(block)
+                self._member(block.first, block.records, raw, block.digest, block.size)
+                continue
+            now = _changed(old.text(block)[:-1].split(b"\0"), left[:here])
+            del left[:here]
+            pending += now
+            # What has become too small goes into the block that follows.
+            if last or sum(map(len, pending)) >= _BLOCK // 8:
+                total += self._pieces(pending)
+                pending = []
+        total += self._pieces(pending + _changed([], left))
+        return self._end(total)
+
+    def _pieces(self, records: list[bytes]) -> int:
+        piece: list[bytes] = []
+        size = 0
+        for raw in records:
+            piece.append(raw)
+            size += len(raw) + 1
+            if size >= 2 * _BLOCK:
+                self._block(piece)
+                piece, size = [], 0
+        if piece:
+            self._block(piece)
+        return len(records)
+
+    def _end(self, records: int) -> Written:
+        self._member(b"", records, b"\x03\x00" + bytes(8), b"")
+        return Written(records, self._hash.hexdigest(), self._size)
 
     def _cut(self, records: Iterable[bytes]) -> Iterator[list[bytes]]:
         """Blocks that begin where those of the old manifest do, as far as sizes allow."""

@@ -23,30 +23,15 @@ class Watcher:
 
     def __init__(self, directory: Path) -> None:
         self.complaints: list[str] = []
-        self.remarks: list[tuple[str, tuple[str, ...]]] = []
         self.readings = 0
         self.store = EntryStore(
             lambda name, _fault: self.complaints.append(name),
             self.read_anew,
-            lambda name, keys: self.remarks.append((name, keys)),
             directory,
         )
 
     def read_anew(self, _entries: config.Entries) -> None:
         self.readings += 1
-
-
-def test_what_has_no_effect_is_remarked_once(tmp_path: Path) -> None:
-    watcher = Watcher(tmp_path)
-    write(tmp_path, "home")
-    watcher.store.now()
-    assert watcher.remarks == []
-    with (tmp_path / "home.toml").open("a") as file:
-        file.write('[keep]\nlast = 3\n[when]\nat_most = "1h"\n[verify]\nfull_every = 7\n')
-    watcher.store.now()
-    write(tmp_path, "work")
-    watcher.store.now()
-    assert watcher.remarks == [("home", ("verify.full_every",))]
 
 
 def test_files_are_read_again_only_when_one_changed(tmp_path: Path) -> None:

@@ -24,19 +24,16 @@ _Print = tuple[tuple[str, int, int, int, int, int], ...]
 class EntryStore:
     """Call :meth:`now` whenever entries matter.
 
-    *complain* gets the name and fault of each bad file, once for each of its contents, and
-    *remark* the keys of a good one that have no effect in this version;
+    *complain* gets the name and fault of each bad file, once for each of its contents;
     *changed* is called after entries were read anew.
     """
 
     complain: Callable[[str, ConfigError], None]
     changed: Callable[[config.Entries], None]
-    remark: Callable[[str, tuple[str, ...]], None]
     directory: Path = paths.DRIVES_D
     _print: _Print | None = None
     _entries: config.Entries = attrs.field(factory=lambda: config.Entries({}, {}, {}))
     _told: dict[str, str] = attrs.field(factory=dict)
-    _remarked: dict[str, tuple[str, ...]] = attrs.field(factory=dict)
 
     def now(self) -> config.Entries:
         """All entries as the files are now."""
@@ -52,7 +49,6 @@ class EntryStore:
         """Read everything anew next time, and tell of every bad file again."""
         self._print = None
         self._told.clear()
-        self._remarked.clear()
 
     def get(self, name: str) -> config.Entry:
         """The entry *name*; raises UnknownDrive, or ConfigError when its file is bad."""
@@ -89,11 +85,6 @@ class EntryStore:
             if self._told.get(name) != fault.sentence:
                 self.complain(name, fault)
         self._told = {name: fault.sentence for name, fault in bad.items()}
-        idle = {name: config.without_effect(entry) for name, entry in self._entries.good.items()}
-        for name, keys in idle.items():
-            if keys and self._remarked.get(name) != keys:
-                self.remark(name, keys)
-        self._remarked = idle
 
 
 def keep_markers(entries: config.Entries, directory: Path = paths.UUIDS) -> None:

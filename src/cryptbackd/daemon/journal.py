@@ -32,6 +32,8 @@ MESSAGES = {
     "config_bad": "745a3c79c2d643a99c08a627f21a98b2",
     "key_source_failed": "4c481d29ba874ab8bd38cd50f796a885",
     "swept": "d851e190cd2648039ceacb72031451c0",
+    "comparing_full": "5b0e2c1f6a3d4e0d9b7c86f1d2a4937e",
+    "comparing_quick": "c8f4d7130be94a5f8e61a29b05d37c42",
     "version_made": "4684bb2c061b4bba8a2abd616e8ead9d",
     "version_removed": "dc21daf7fafd4d718a3d81c05c57ec2d",
     "reminder": "21ce669715294c57896c9f19a187dd4a",

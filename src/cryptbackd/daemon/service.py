@@ -96,7 +96,7 @@ class Service:
             ended=self._ended,
             present=self._is_present,
         )
-        self.store = entries.EntryStore(_complain, self._entries_changed, _remark)
+        self.store = entries.EntryStore(_complain, self._entries_changed)
         self.timetable = Timetable(
             self.history, self.store, self._again, self._begin_again, self._is_busy, self._remind
         )
@@ -790,14 +790,6 @@ def _absent(name: str) -> DriveAbsent:
 
 def _complain(name: str, fault: ConfigError) -> None:
     journal.log(str(fault), journal.Priority.WARNING, message="config_bad", drive=name)
-
-
-def _remark(name: str, keys: tuple[str, ...]) -> None:
-    journal.log(
-        f"{name}: {', '.join(keys)} in its entry has no effect in this version.",
-        journal.Priority.WARNING,
-        drive=name,
-    )
 
 
 def _keep_markers(known: config.Entries) -> None:

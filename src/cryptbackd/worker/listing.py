@@ -33,11 +33,12 @@ def sort(aside: Path, *arguments: str) -> list[str]:
     return [SORT, "-z", "-S", _MEMORY, "-T", str(aside), *arguments]
 
 
-def sources(job: Job, out: Path, control: Control) -> None:
+def sources(job: Job, out: Path, control: Control) -> bool:
     """List the sources that *job* reads, and all in them, into the file *out*.
 
     Directories above them are not in it, nor is what another job reads.  What can't be read, or
-    vanishes, is left out.  Raises ToolFailed and Cancelled.
+    vanishes, is left out; whether there was nothing of the former is returned.  Raises ToolFailed
+    and Cancelled.
     """
     tops = [p for p in job.own if not any(is_inside(p, o) and p != o for o in job.own)]
     said = manifest.LISTING
@@ -53,9 +54,15 @@ def sources(job: Job, out: Path, control: Control) -> None:
         os.write(fed, b"".join(os.fsencode(top.strip("/") or ".") + b"\0" for top in tops))
         os.lseek(fed, 0, os.SEEK_SET)
         with reader_arguments(job.stage, job.rights) as args_fd:
-            argv = [*listing(job, args_fd), "-files0-from", "-", *expression]
+            argv = [
+                *listing(job, args_fd),
+                "-files0-from",
+                "-",
+                "-ignore_readdir_race",
+                *expression,
+            ]
             argv += [*tests, "-printf", said]
-            with _listing(argv, stdin=fed, pass_fds=[args_fd]) as (_find, lines):
+            with _listing(argv, stdin=fed, pass_fds=[args_fd]) as (find, lines):
                 run(
                     sort(out.parent, "-o", str(out)),
                     stdin=lines,
@@ -63,6 +70,7 @@ def sources(job: Job, out: Path, control: Control) -> None:
                     environment=_BYTES,
                     interrupt=control.interrupt,
                 )
+                return find.wait() == 0
     finally:
         os.close(fed)
 

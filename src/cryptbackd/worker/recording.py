@@ -12,12 +12,14 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from .. import catalogue, manifest
 from ..errors import ManifestDamaged, ToolFailed
+from ..run import run
 from .control import Control, escaped
 from .inventory import Inventory, Transfers, transfers
 from .listing import lines_of, records, sort, sources, tree
@@ -46,6 +48,9 @@ class Recording:
         self._control = control
         self.listings: list[Path] = []
         """Of the sources, from before the copy; see ``listing.sources``."""
+        self.listed_all = True
+        """Nothing that the sources have is missing there, but for what vanished meanwhile."""
+        self.began = time.time()
         self.before = before
         """The manifest of the version before, held against its record; None: there is none."""
 
@@ -58,14 +63,25 @@ class Recording:
             return
         out = self._aside / f"sources{len(self.listings)}"
         try:
-            sources(job, out, self._control)
+            self.listed_all &= sources(job, out, self._control)
             self.listings.append(out)
         except ToolFailed:
+            self.listed_all = False
             out.unlink(missing_ok=True)
 
     def sources(self) -> Iterator[bytes]:
         """What was listed, in order, as records without NUL."""
         return heapq.merge(*map(lines_of, self.listings))
+
+    def merged(self) -> Path:
+        """One file with all that was listed; raises ToolFailed, and Cancelled."""
+        if len(self.listings) == 1:
+            return self.listings[0]
+        out = self._aside / "sources"
+        lists = map(str, self.listings)
+        argv = sort(self._aside, "-m", "-o", str(out), *lists)
+        run(argv, environment={"LC_ALL": "C"}, deadline=3600, interrupt=self._control.interrupt)
+        return out
 
     def received(self, file: Received) -> None:
         """See ``sync.Job``."""
@@ -84,6 +100,20 @@ class Recording:
         try:
             written = self._write(path, target, self._kept, compared)
         except ToolFailed as exc:
+            _without(self._control, exc.sentence)
+            return {}
+        return self.described(path, written)
+
+    def write_changed(
+        self, version: Path, changes: Mapping[bytes, bytes | None]
+    ) -> dict[str, object]:
+        """As :meth:`write`, of a version that is like the one before but for *changes*."""
+        path = version.with_name(f"{version.name}.manifest")
+        assert self.before is not None
+        try:
+            with manifest.opened(self.before) as before:
+                written = manifest.write_changed(path, before, changes)
+        except ManifestDamaged as exc:
             _without(self._control, exc.sentence)
             return {}
         return self.described(path, written)

@@ -119,6 +119,12 @@ class Job:
     delete: bool = True
     contents: bool = False
     """Compare files by content, not by size and time: reads both sides in full."""
+    names: tuple[bytes, ...] | None = None
+    """What alone is looked at, below the stage: a directory stands for itself, not for what
+    is in it, and of a file with several names all are there.  Nothing is deleted then."""
+    in_place: bool = False
+    """Write into the files that are there what differs in them (together with *names*).  Each
+    must have one link, and one whose copy fails is damaged."""
     named: set[str] = attrs.field(factory=set)
     """Files that were warned of already, if this is not the first try."""
     received: Callable[[Received], None] = lambda _file: None
@@ -151,13 +157,18 @@ def _boundaries(job: Job) -> list[str]:
 def _arguments(job: Job, *, dry: bool, args_fd: int) -> list[str]:
     filters = [*_ATTRIBUTES, f"--filter=P /{TEMPORARY}", *_boundaries(job)]
     filters += [f"--filter=- {pattern}" for pattern in job.exclude]
-    argv = [RSYNC, "--archive", "--hard-links", "--acls", "--xattrs", "--sparse"]
-    argv += ["--numeric-ids", "--whole-file", "--secluded-args", "--modify-window=-1"]
+    argv = [RSYNC, "--archive", "--hard-links", "--acls", "--xattrs", *filters]
+    argv += ["--numeric-ids", "--secluded-args", "--modify-window=-1"]
     argv += ["--no-human-readable", "--outbuf=L", "--checksum-choice=xxh128", "--force"]
-    argv += [f"--temp-dir={job.target / TEMPORARY}", *filters]
+    if job.in_place:
+        argv += ["--inplace", "--no-whole-file", "--ignore-times"]
+    else:
+        argv += ["--whole-file", "--sparse", f"--temp-dir={job.target / TEMPORARY}"]
     if job.contents:
         argv += ["--checksum"]
-    if job.delete:
+    if job.names is not None:
+        argv += ["--files-from=-", "--from0"]
+    elif job.delete:
         argv += ["--delete", "--delete-excluded"]
     argv += [f"--link-dest={path}" for path in job.link_dest]
     if dry:
@@ -247,6 +258,34 @@ def listing(job: Job, args_fd: int) -> list[str]:
     return [*confined, f"--regid={user.gid}", _unreadable_name(FIND)]
 
 
+@contextmanager
+def temporary(target: Path) -> Iterator[Path]:
+    """A new directory for files that have no name in the target yet.
+
+    What a killed run left there is wiped.  After an error it stays.
+    """
+    directory = target / TEMPORARY
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(mode=0o700)
+    yield directory
+    shutil.rmtree(directory)
+
+
+def copy_named(job: Job, control: Control, total: int) -> Synced:
+    """Bring up to date what ``job.names`` names; *total* bytes are expected.
+
+    The temporary directory must be there.  Warns and raises as :func:`sync`.
+    """
+    copy = _Rsync(job, control, dry=False)
+    try:
+        synced = copy.copy(total)
+    except DriveFull as exc:
+        exc.missing = max(0, total - copy.synced.changed_bytes)
+        raise
+    control.check()
+    return synced
+
+
 def sync(job: Job, control: Control) -> Synced:
     """Bring the target up to date with the staged sources.
 
@@ -302,7 +341,7 @@ class _Rsync:
         try:
             with reader_arguments(self._job.stage, self._job.rights) as args_fd:
                 argv = _arguments(self._job, dry=self._dry, args_fd=args_fd)
-                with child(argv, pass_fds=[args_fd]) as rsync:
+                with child(argv, stdin=_listed(self._job), pass_fds=[args_fd]) as rsync:
                     status = self._follow(rsync)
         finally:
             end_everything_else()
@@ -434,6 +473,17 @@ class _Rsync:
             raise DriveFailed(f"The copy was given up: {self._last_words}")
         how = death(status) if status < 0 else f"it ended with status {status}"
         raise ToolFailed(f"The copy by rsync failed: {how}. {self._last_words}".strip())
+
+
+def _listed(job: Job) -> bytes | None:
+    """The names as ``--files-from`` takes them.
+
+    With "./" before it a name can begin with anything: one that begins with "#" or ";" would
+    be a comment, with ``--from0``, too.
+    """
+    if job.names is None:
+        return None
+    return b"".join(b"./" + name + b"\0" for name in job.names)
 
 
 def _at_home(path: str) -> str:

@@ -28,9 +28,13 @@ from ..control import Control
 from ..device import opened, power_off
 from ..layers.inner import inner
 from ..layers.mounted import Mounted
-from ..lists import gather
+from ..lists import Asked, Group, gather
 from ..opening import opening
-from ..recording import recording
+from ..quick import run as quick
+from ..quick.proof import Circumstances
+from ..quick.run import Way
+from ..quick.transfer import Place
+from ..recording import Recording, recording
 from ..release import release
 from ..remaining import tell, told
 from ..sources import plan, stage
@@ -166,32 +170,44 @@ def back_up(
             "Look at `include` and `include_from` in the entry.",
         )
     with recording(name, last, control) as taken:
-        syncs = []
-        for number, group in enumerate(readers):
-            others = asked.others(group)
-            staged = place / f"sources{number}"
-            stage(group.plan, others, staged, last_tree)
-            job = Job(
-                stage=staged,
-                target=keeper.target,
-                exclude=entry.backup.exclude,
-                own=tuple(source.path for source in group.plan.read),
-                others=others,
-                rights=group.rights,
-                delete=accept or not verdict,
-                contents=contents,
-                received=taken.received,
-            )
+        plain = Job(
+            stage=place,
+            target=keeper.target,
+            exclude=entry.backup.exclude,
+            own=(),
+            others=(),
+            delete=accept or not verdict,
+            contents=contents,
+            received=taken.received,
+        )
+        syncs = [
+            _staged(asked, group, attrs.evolve(plain, stage=place / f"sources{number}"), last_tree)
+            for number, group in enumerate(readers)
+        ]
+        for job in syncs:
             taken.list_sources(job)
-            syncs.append(job)
+        programs = _programs()
+        circumstances = Circumstances(
+            ledger=ledger,
+            last=last,
+            entry=toml,
+            sources=asked.filesystems(),
+            lists=asked.lists,
+            skipped=tuple(asked.skipped_mounts),
+            kept=bool(asked.kept),
+            untouched=last is not None and keeper.is_untouched(last.path),
+            programs=programs,
+            every=entry.verify.full_every,
+            asked_full=contents,
+            accept=accept,
+        )
+        chosen = quick.way(circumstances, syncs, taken, place, control)
 
         def make_ready() -> Kept:
             """Sync, and write manifest and record of what is to become a version."""
             for source in asked.kept:
                 keeper.retain(source.path)
-            synced = Synced()
-            for job in syncs:
-                synced.add(sync(attrs.evolve(job, link_dest=keeper.link_dest), control))
+            synced, changed = _copy(chosen, syncs, keeper, last, taken, control)
             control.phase(Phase.KEEPING)
             tell(control)
             # The version must not have its name before its data is on the drive.
@@ -208,9 +224,14 @@ def back_up(
                 "skipped_mounts": dict.fromkeys(asked.skipped_mounts, ""),
                 "files": synced.files,
                 "bytes": synced.size,
-                **taken.write(directory / version, keeper.target, compared=contents),
+                **(
+                    taken.write(directory / version, keeper.target, compared=contents)
+                    if changed is None
+                    else taken.write_changed(directory / version, changed)
+                ),
+                **chosen.fields,
                 "warnings": control.warnings,
-                "programs": _programs(),
+                "programs": programs,
                 "entry": toml,
                 "ledger": attrs.asdict(ledger) if ledger else None,
             }
@@ -227,6 +248,7 @@ def back_up(
                 ):
                     raise _too_small(full, tree) from full
                 keeper.begin(last.path if last else None)
+                chosen.compare_in_full("the container was full", control)
         keeper.keep(kept.version.path)
         taken.made(kept.version)
     control.say(f"version {kept.version.path.name} made.", "version_made")
@@ -242,6 +264,36 @@ def back_up(
         control=control,
     )
     return kept
+
+
+def _staged(asked: Asked, group: Group, job: Job, last_tree: Path | None) -> Job:
+    """The job that copies what *group* reads, which is staged where *job* says."""
+    others = asked.others(group)
+    stage(group.plan, others, job.stage, last_tree)
+    own = tuple(source.path for source in group.plan.read)
+    return attrs.evolve(job, own=own, others=others, rights=group.rights)
+
+
+def _copy(
+    chosen: Way,
+    syncs: list[Job],
+    keeper: Store,
+    last: record.Version | None,
+    taken: Recording,
+    control: Control,
+) -> tuple[Synced, dict[bytes, bytes | None] | None]:
+    """Bring the target up to date; what is to change in the manifest, if no other is needed."""
+    place = Place(tuple(syncs), last.path, linked=keeper.linked) if last is not None else None
+    if last is not None and place is not None and chosen.changes is not None:
+        keeper.fill(last.path)
+        done = quick.carry_out(chosen.changes, place, taken, control)
+        done.synced.files += _number(last.record.get("files"))
+        done.synced.size += _number(last.record.get("bytes"))
+        return done.synced, done.records
+    synced = quick.copy_large(place, taken, control) if place is not None else Synced()
+    for job in syncs:
+        synced.add(sync(attrs.evolve(job, link_dest=keeper.link_dest), control))
+    return synced, None
 
 
 def _tidy(keeper: Store, directory: Path, verdict: str, *, accept: bool, control: Control) -> None:
@@ -277,6 +329,10 @@ def _too_small(full: DriveFull, tree: Mounted) -> DriveFull:
         "The versions before are whole. Leave sources out, have [keep] hold fewer versions, or"
         " enrol a bigger container (`cryptback init`, `--size`).",
     )
+
+
+def _number(value: object) -> int:
+    return value if isinstance(value, int) else 0
 
 
 def _texts(value: object) -> dict[str, str]:

@@ -18,7 +18,7 @@ from ..device import cap_dirty_pages, probe
 from .luks import Volume
 from .mounted import Mounted, mounted
 
-_SAFE = "nosuid,nodev,noexec,noatime"
+_SAFE = "nosuid,nodev,noexec,nosymfollow,noatime"
 # Level 1 keeps up with USB drives on slow computers, and what is not compressible is left as it is.
 OPTIONS = {"btrfs": f"{_SAFE},compress=zstd:1", "ext4": f"{_SAFE},errors=remount-ro", "xfs": _SAFE}
 """The filesystem types that a container may hold, with how each is mounted."""

@@ -25,6 +25,8 @@ class Store(Protocol):
 
     target: Path
     """What to sync into."""
+    linked: bool
+    """Files of a version are links into others, and must not be written to."""
     link_dest: tuple[Path, ...]
     """Trees whose unchanged files are to be linked into the target."""
 
@@ -33,6 +35,12 @@ class Store(Protocol):
 
     def last_state(self) -> Path | None:
         """The tree that holds the last state of the sources; None when there is none."""
+
+    def is_untouched(self, last: Path) -> bool:
+        """Whether the target, once begun, is as the tree *last* is, or will be when filled."""
+
+    def fill(self, last: Path) -> None:
+        """Have the target hold what the tree *last* does."""
 
     def retain(self, path: str) -> None:
         """Have the last state of the source *path* stand in the target."""

@@ -6,6 +6,7 @@ import os
 import stat
 from pathlib import Path
 
+from ... import kernel
 from ...errors import DriveFailed, ForgedDrive, ToolFailed
 from ...run import Interrupt, run
 from .tree import remove_tree
@@ -19,6 +20,7 @@ class BtrfsStore:
     """See ``versions.Store``."""
 
     link_dest: tuple[Path, ...] = ()
+    linked = False
 
     def __init__(self, current: Path) -> None:
         self.target = current
@@ -36,6 +38,16 @@ class BtrfsStore:
     def last_state(self) -> Path | None:
         """``current`` holds what the last run left, complete or not."""
         return self.target
+
+    def is_untouched(self, last: Path) -> bool:
+        """Nothing was changed in it since the snapshot, by whomever: the kernel counts."""
+        try:
+            return kernel.btrfs_last_change(str(self.target)) == kernel.btrfs_last_change(str(last))
+        except OSError:
+            return False
+
+    def fill(self, last: Path) -> None:
+        """It holds that."""
 
     def retain(self, path: str) -> None:
         """It stands there already."""

@@ -27,6 +27,8 @@ _MOST_LINK_DESTS = 18
 class HardLinkStore:
     """See ``versions.Store``."""
 
+    linked = True
+
     def __init__(self, current: Path) -> None:
         self.target = current
         self.link_dest: tuple[Path, ...] = ()
@@ -64,6 +66,18 @@ class HardLinkStore:
             run([CP, "--archive", "--link", "--no-dereference", "--", str(old), str(new)])
         except ToolFailed as exc:
             raise DriveFailed(f"The last state could not be kept: {exc.sentence}") from exc
+
+    def is_untouched(self, last: Path) -> bool:
+        """It is empty; what an interrupted run left would be lost to a quick one."""
+        return self.link_dest == (last,)
+
+    def fill(self, last: Path) -> None:
+        """Link all of the tree *last* into the target."""
+        argv = [CP, "--archive", "--link", "--no-dereference", "--no-target-directory", "--"]
+        try:
+            run([*argv, str(last), str(self.target)], deadline=6 * 3600)
+        except ToolFailed as exc:
+            raise DriveFailed(f"The last state could not be linked: {exc.sentence}") from exc
 
     def keep(self, version: Path) -> None:
         """The rename makes it a version; what was set aside has served."""

@@ -1,0 +1,136 @@
+"""A quick run finds whatever has changed, and touches nothing else on the drive."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests import by_hand
+from tests.machine import Machine
+from tests.vm.container import TREE, opened
+from tests.vm.runs import ended
+
+GUEST = Path(__file__).parents[1] / "machine" / "guest"
+BEFORE = """
+cd /home/me && echo AAAA > sly && touch -d '2020-02-02' sly && echo 1 > one && ln one two
+"""
+CHANGES = """
+cd /home/me
+echo more >> documents/letters/first.txt
+echo BBBB > sly && touch -d '2020-02-02' sly
+cp -p one x && mv x one
+mkdir new && echo 1 > new/file && ln new/file new/another
+mv photos pictures
+rm -r private && echo 'a file now' > private
+setfacl -m u:daemon:rw tagged
+chmod 0600 documents/old
+"""
+
+
+def ways(vm: Machine) -> list[str]:
+    """Which way each run went, by the journal, in order."""
+    told = [entry["MESSAGE"] for entry in vm.journal(CRYPTBACK_DRIVE="home")]
+    return [line for line in told if line.startswith("home: comparing ")]
+
+
+def run(vm: Machine, *options: str, code: int = 0) -> str:
+    done = vm.run(["cryptback", "run", "home", *options], check=False, timeout=120)
+    assert done.code == code, done.out + done.err
+    return done.out
+
+
+def difference(vm: Machine) -> str:
+    """How /home/me and its newest version differ."""
+    ours = by_hand.manifest(vm, "/home/me")
+    with opened(vm) as container:
+        return by_hand.difference(ours, by_hand.manifest(vm, f"{container.newest()}/home/me"))
+
+
+def test_a_run_is_quick_and_finds_what_has_changed(enrolled: Machine) -> None:
+    vm = enrolled
+    vm.run(BEFORE)
+    vm.stick("main").plug()
+    assert ended(vm)["CRYPTBACK_OUTCOME"] == "done"
+    vm.run(CHANGES)
+    run(vm)
+    quick = "home: comparing with what this computer remembers of the drive: "
+    assert ways(vm)[-1].startswith(quick)
+    assert difference(vm) == ""
+
+
+def test_in_doubt_a_run_compares_in_full(enrolled: Machine) -> None:
+    vm = enrolled
+    vm.stick("main").plug()
+    ended(vm)
+    run(vm, "--full")
+    vm.run("printf '[verify]\\nfull_every = 3\\n' >> /etc/cryptback/drives.d/home.toml")
+    run(vm)
+    run(vm)
+    run(vm)
+    run(vm)
+    with opened(vm):
+        vm.run(f"mount -o remount,rw {TREE} && touch {TREE}/current/home/me/by-hand")
+    run(vm)
+    vm.run("cd /home/me && mkdir many && cd many && seq 6000 | xargs touch")
+    run(vm)
+    told = [line.removeprefix("home: comparing ").partition(":")[0] for line in ways(vm)]
+    assert told[1:] == [
+        "in full, since it was asked for.",
+        "in full, since the entry was changed.",
+        "with what this computer remembers of the drive",
+        "with what this computer remembers of the drive",
+        "in full, since one in 3 runs is.",
+        "in full, since the last run was interrupted, or something else has written to the drive.",
+        "in full, since much has changed.",
+    ]
+    assert difference(vm) == ""
+
+
+@pytest.mark.timeout(600, func_only=True)
+@pytest.mark.parametrize("kind", ["btrfs", "ext4", "xfs"])
+def test_quick_runs_find_random_changes(enrolled: Machine, kind: str) -> None:
+    """All kinds of changes to random trees, over and over; see random_trees.py."""
+    vm = enrolled
+    vm.push("/root/random_trees.py", (GUEST / "random_trees.py").read_bytes())
+    vm.push("/root/look.py", (GUEST / "manifest.py").read_bytes())
+    vm.run(
+        f"mkdir -p /run/source /run/copies && truncate -s 600M /var/copies.img"
+        f" && mkfs.{kind} -q /var/copies.img && mount -o loop,noatime /var/copies.img /run/copies"
+    )
+    how = "btrfs" if kind == "btrfs" else "links"
+    for seed in (1, 2):
+        vm.run(f"mkdir /run/copies/{seed} /run/source/{seed}")
+        script = (
+            f"python3 /root/random_trees.py /root/look.py /run/copies/{seed} /run/source/{seed}"
+        )
+        done = vm.run(f"{script} {how} {seed} 5 25", check=False, timeout=250)
+        assert done.code == 0, done.out + done.err
+    vm.run("umount /run/copies && rm /var/copies.img")
+
+
+def test_large_file_costs_what_has_changed_in_it(enrolled: Machine) -> None:
+    """On btrfs: a disk image of which a little changes, in a quick run and in a full one."""
+    vm = enrolled
+    image = "/home/me/disk.img"
+    vm.run(f"head -c 64M /dev/urandom > {image} && truncate -s 80M {image}")
+    vm.stick("main").plug()
+    ended(vm)
+    write = f"dd if=/dev/urandom of={image} bs=1M count=1 conv=notrunc status=none seek="
+    for number, options in ((10, ()), (20, ("--full",))):
+        vm.run(f"{write}{number}")
+        run(vm, *options)
+    assert difference(vm) == ""
+    with opened(vm) as container:
+        paths = [f"{TREE}/versions/{name}{image}" for name in container.versions()[1:]]
+        extents = [
+            {
+                line.split()[2].rstrip(".")
+                for line in vm.run(f"filefrag -v '{path}'").out.splitlines()
+            }
+            for path in paths
+        ]
+        used = vm.run(f"btrfs filesystem du --raw -s {' '.join(paths)}").out.splitlines()
+    exclusive = [int(line.split()[1]) for line in used[1:]]
+    assert len(extents) == 3
+    assert all(size < 4 << 20 for size in exclusive), exclusive
