@@ -278,6 +278,12 @@ def test_two_that_would_go_to_the_same_place() -> None:
     assert len(groups(["/etc/docs", "/etc/docs"], "/tmp")) == 1
 
 
+def test_a_target_that_is_no_directory(here: Path) -> None:
+    put(here / "file", "x")
+    with pytest.raises(Refused, match="can't be restored to: Not a directory"):
+        groups(["/etc/docs"], str(here / "file"))
+
+
 def test_many_paths_come_in_parts() -> None:
     paths = [f"/home/{'x' * 200}{number}" for number in range(1000)]
     parts = groups(paths, "/tmp")

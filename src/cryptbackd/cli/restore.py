@@ -96,7 +96,7 @@ async def _restore(plan: _Plan) -> int:
             result, told, error = await _written(plan, client, run, peer)
     _tell_files(plan, told)
     if error is not None and not isinstance(error, Cancelled):
-        raise error
+        output.complain(error)
     if plan.as_json:
         output.dump({"event": "result", **result})
     else:

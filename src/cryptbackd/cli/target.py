@@ -47,6 +47,7 @@ def groups(paths: Sequence[str], to: str | None) -> list[Group]:
             above = _existing(os.path.dirname(path))
             found.setdefault(above, []).append(_marked(path, above))
     else:
+        _want_usable(to)
         names: dict[str, str] = {}
         for path in paths:
             other = names.setdefault(os.path.basename(path), path)
@@ -59,6 +60,16 @@ def groups(paths: Sequence[str], to: str | None) -> list[Group]:
     return [
         Group(directory, part) for directory, marked in found.items() for part in _parts(marked)
     ]
+
+
+def _want_usable(to: str) -> None:
+    """Raise Refused where *to* is there and no directory that can be opened."""
+    try:
+        os.close(_open(to))
+    except FileNotFoundError:
+        return
+    except OSError as exc:
+        raise _unusable(to, exc) from exc
 
 
 def _marked(path: str, above: str) -> str:

@@ -169,18 +169,27 @@ def moved(text: str, after: Entry) -> str:
     Where that can't be done it is written anew.
     """
     head, bracket, rest = text.partition("\n[")
-    kept = [line for line in head.splitlines() if not _DEVICE.match(line)]
-    at = next((n for n, line in enumerate(kept) if line and not line.startswith("#")), len(kept))
-    kept.insert(at, f"uuid = {json.dumps(after.uuid)}")
-    if after.container is not None:
-        kept.insert(at + 1, f"container = {json.dumps(after.container, ensure_ascii=False)}")
-    fresh = "\n".join(kept) + (bracket + rest if bracket else "\n")
+    device = {"uuid": after.uuid, "container": after.container}
+    lines = []
+    for line in head.split("\n"):
+        if match := _DEVICE.match(line):
+            value = device.pop(match[1], None)
+            if value is None:
+                continue
+            line = _setting(match[1], value)  # noqa: PLW2901
+        lines.append(line)
+    lines += [_setting(key, value) for key, value in device.items() if value is not None]
+    fresh = "\n".join(lines) + bracket + rest
     try:
         if config.parse(fresh, "the entry") == after:
             return fresh
     except ConfigError:
         pass
     return document(after)
+
+
+def _setting(key: str, value: str) -> str:
+    return f"{key} = {json.dumps(value, ensure_ascii=False)}"
 
 
 def planned(

@@ -83,7 +83,7 @@ def _chosen(tree: Mounted, start: protocol.Start, control: Control) -> record.Ve
 def _result(over: Over, version: str, control: Control) -> RunResult:
     """How it ended, from what whoever wrote says; raises CryptbackError."""
     files = f"{count(over.files, 'file')} ({size(over.size)})"
-    kept = f" {count(over.left, 'newer file')} stayed as they are." if over.left else ""
+    kept = f" {count(over.left, 'newer file')} left as is." if over.left else ""
     if over.stopped:
         raise Cancelled(f"It was stopped when {files} had been restored.")
     if over.broken:
