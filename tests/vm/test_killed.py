@@ -44,6 +44,9 @@ SERVICE_DROP_IN = "/run/systemd/system/cryptbackd.service.d/test.conf"
 
 def held(vm: Machine, phase: str) -> Held:
     """Plug the stick in, and hold the run in this phase."""
+    if phase == "comparing":
+        # A quick run compares without rsync.
+        vm.run("echo >> /etc/cryptback/drives.d/home.toml")
     hold = Hold(vm, *HELD_BY[phase])
     vm.stick("main").plug()
     return hold.wait()

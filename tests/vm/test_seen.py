@@ -89,6 +89,7 @@ def test_the_journal_tells_the_run_in_sentences(backed_up: Machine) -> None:
         r"home: backup begun on /dev/sda1 \(QEMU .+\)\.",
         r"home: A passphrase came from the source “.+”\.",
         r"home: unlocked with the passphrase from .+\.",
+        r"home: comparing with what this computer remembers of the drive: \d+ paths to look at\.",
         r"home: version \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ made\.",
         r"You may unplug home now\.",
         r"home: finished: \d+ files, [\d.]+ MiB; 2 files changed \(8 B\) in \d+:\d\d\.",
@@ -104,8 +105,8 @@ def test_the_journals_entries_have_their_fields(backed_up: Machine) -> None:
     assert {entry["CRYPTBACK_RUN"] for entry in entries} == {history(backed_up)[0]["id"]}
     assert {entry["SYSLOG_IDENTIFIER"] for entry in entries} == {"cryptbackd"}
     phases = list(dict.fromkeys(entry["CRYPTBACK_PHASE"] for entry in entries))
-    assert phases == ["starting", "unlocking", "keeping", "finished"]
-    assert [entry.get("CRYPTBACK_OUTCOME") for entry in entries] == [None] * 5 + ["done"]
+    assert phases == ["starting", "unlocking", "comparing", "keeping", "finished"]
+    assert [entry.get("CRYPTBACK_OUTCOME") for entry in entries] == [None] * 6 + ["done"]
     explained = backed_up.run(
         ["journalctl", "-x", "-u", UNIT, f"--after-cursor={backed_up.cursor}"]
     )
