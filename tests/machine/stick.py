@@ -85,6 +85,11 @@ class Stick:
         return f"{self.device}1" if self._offset() else self.device
 
     @property
+    def start(self) -> int:
+        """Where its file system begins, in bytes."""
+        return self._offset()
+
+    @property
     def uuid(self) -> str:
         """The file system's UUID, as blkid on this computer reads it from the image."""
         command = [

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cryptbackd import errors
-from cryptbackd.cli import ask, bus, follow, output, status
+from cryptbackd.cli import ask, bus, follow, output, status, verify
 from cryptbackd.cli.main import main
 
 DRIVE = {
@@ -423,3 +423,16 @@ def test_what_cannot_be_touches_nothing(
     monkeypatch.setattr(asyncio, "run", never)
     assert cli(monkeypatch, *args) == 1
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "share"), [("5%", 0.05), ("100%", 1.0), ("0.5%", 0.005)])
+def test_a_share_is_a_percentage(text: str, share: float) -> None:
+    context = click.Context(verify.verify)
+    assert verify._share(context, verify.verify.params[1], text) == pytest.approx(share)
+    assert bus.options(sample=share)["sample"].signature == "d"
+
+
+@pytest.mark.parametrize("text", ["5", "0%", "101%", "-1%", "nan%", "much", ""])
+def test_what_is_no_share_is_refused(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="is not a share"):
+        verify._share(click.Context(verify.verify), verify.verify.params[1], text)

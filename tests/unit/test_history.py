@@ -222,3 +222,21 @@ def test_a_fault_while_writing_does_not_lose_what_comes(
     history.begin(run(), HERE)
     assert history.past("home", HERE) == [Past(None)]
     assert len(trouble) == 1
+
+
+def test_the_last_verification_is_one_that_came_to_a_result(history: History) -> None:
+    assert history.last_verification("home") is None
+    ends = [
+        RunResult(Outcome.DONE, "All is well."),
+        RunResult(Outcome.FAILED, "2 files are damaged.", error="Damaged"),
+        RunResult(Outcome.CANCELLED, "It was cancelled.", error="Cancelled"),
+        RunResult(Outcome.FAILED, "It was pulled.", error="DriveAbsent"),
+    ]
+    for number, end in enumerate(ends):
+        history.begin(Run(f"v{number}", "home", JobKind.VERIFY, 100.0 + number), HERE)
+        history.finish(f"v{number}", end, False, 200.0 + number)
+        found = history.last_verification("home")
+        assert found is not None
+        assert found.sentence == ends[min(number, 1)].sentence
+    assert history.last_success("home") == 0
+    assert history.past("home", HERE) == []

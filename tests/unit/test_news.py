@@ -228,3 +228,14 @@ def test_whose_news_they_are() -> None:
     assert not news.is_ours(IDLE, "you")
     assert news.is_ours({**IDLE, "owner": ""}, "you")
     assert news.is_ours({}, "you")
+
+
+def test_damage_is_told() -> None:
+    damage = {"job": "verify", "outcome": "failed", "error": "Damaged"}
+    words = {"sentence": "2 files are damaged.", "hint": "Copy.", "warnings": ['"/a" is.', "b"]}
+    notice = news.finished({**RESULT, **damage, **words})
+    assert notice is not None
+    assert notice.summary == "The backup on home is damaged"
+    assert notice.body == '2 files are damaged. Copy. "/a" is.'
+    assert notice.urgency is Urgency.CRITICAL
+    assert news.finished({**RESULT, "job": "verify"}) is None

@@ -116,3 +116,15 @@ def test_a_stop_of_the_service() -> None:
 def test_powered_off() -> None:
     first = ended(result(Outcome.DONE, safe=True, powered_off=True, version="v"))[0]
     assert first == Line("home is powered off. You may unplug it now.", message="may_unplug")
+
+
+def test_damage_is_an_error_with_an_explanation() -> None:
+    assert reports.begun("home", JobKind.VERIFY, "/dev/sda1", "").text == (
+        "home: verification begun on /dev/sda1."
+    )
+    end = result(Outcome.FAILED, "2 files are damaged.", error="Damaged", safe=True)
+    free, last = ended(end)
+    assert free.message == "may_unplug"
+    assert last == Line(
+        "home: damaged: 2 files are damaged.", Priority.ERROR, "damaged", Outcome.FAILED
+    )

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import re
+import shutil
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
@@ -12,13 +16,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from xxhash import xxh128
 
+from cryptbackd import catalogue, manifest, paths
 from cryptbackd.daemon import verification as asked
 from cryptbackd.errors import Refused
 from cryptbackd.manifest import Record
+from cryptbackd.worker import spot
+from cryptbackd.worker.control import Control
 from cryptbackd.worker.damage import Verification, opened
+from cryptbackd.worker.layers.mounted import Mounted
 from cryptbackd.worker.readback import Readback, answers
 from cryptbackd.worker.sample import draw, part
 from cryptbackd.worker.versions.record import Version
+from tests.unit.test_versions import Daemon
 
 SIZES = st.lists(st.integers(0, 10_000), max_size=60)
 
@@ -228,3 +237,80 @@ def test_what_makes_no_sense_is_refused(options: dict[str, object]) -> None:
         asked.check(options)
     asked.check({"full": True})
     asked.check({"sample": 0.05, "at": "yesterday"})
+
+
+# After a run.
+
+
+@attrs.frozen
+class Run:
+    """The end of a run that made the newest version of a drive."""
+
+    drive: Drive
+    control: Control
+    daemon: Daemon
+
+    def read_back(self, share: float | None, *, took: float = 60.0) -> list[str]:
+        made = [self._recorded(version) for version in self.drive.versions]
+        tree = Mounted(self.drive.root, -1, "ext4", "The filesystem")
+        name = "home"
+        spot.read_back(tree, made, name=name, share=share, took=took, control=self.control)
+        return [text for text in self.daemon.told() if not text.startswith("(")]
+
+    def _recorded(self, version: Version) -> Version:
+        place = catalogue.make("home")
+        written = manifest.write(
+            place / version.manifest_path.name, self.drive.records[version.path.name]
+        )
+        shutil.copyfile(place / version.manifest_path.name, version.manifest_path)
+        record = {**version.record, "manifest_sha256": written.sha256}
+        return attrs.evolve(version, record=record)
+
+
+@pytest.fixture
+def run(drive: Drive, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    place = drive.root / "catalogue"
+    place.mkdir()
+    monkeypatch.setattr(paths, "CATALOGUE", place)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        yield Run(drive, Control(ours), Daemon(theirs))
+
+
+def test_a_few_files_are_read_back_however_many_there_are(run: Run) -> None:
+    run.drive.version("one", {f"d/{number}": b"%d" % number * 1000 for number in range(100)})
+    (told,) = run.read_back(None)
+    assert told.startswith("read back from the drive: 8 files (")
+    (told,) = run.read_back(1.0)
+    assert told.startswith("read back from the drive: 100 files (")
+    (told,) = run.read_back(0.1)
+    assert re.match(r"read back from the drive: ([5-9]|1\d) files \(", told)
+    assert run.read_back(0) == []
+
+
+def test_damage_in_a_sample_is_told_with_the_good_copies(run: Run) -> None:
+    run.drive.version("one", {"a": A})
+    damage(run.drive.version("two", {"a": A}), "a")
+    for share in (None, 1.0):
+        told = run.read_back(share)
+        assert told == [
+            '"/a" is damaged in two: its content is not what was backed up.'
+            " The same content is good in one: cryptback restore home /a --at one",
+            "Read all of it back: cryptback verify home --full",
+        ]
+        assert run.control.warnings[-2:] == told
+
+
+def test_whoever_stops_the_run_ends_the_sample_and_not_the_version(run: Run) -> None:
+    run.drive.version("one", {"a": A})
+    run.daemon.stop()
+    assert run.read_back(None) == []
+
+
+def test_a_sample_takes_no_longer_than_a_part_of_the_run(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.drive.version("one", {"a": A})
+    monkeypatch.setattr(spot, "_SHORT", 0.0)
+    assert run.read_back(None, took=0.0) == []
+    assert len(run.read_back(None, took=60.0)) == 1

@@ -82,8 +82,13 @@ def test_the_status_line_tells_what_goes_on(enrolled: Machine) -> None:
     assert status_text(enrolled, "idle") == "idle, 1 drive known, last backup of home just now"
 
 
+def entries_of_the_run(vm: Machine) -> list[Entry]:
+    """All but what is said of the files that were read back, for which there may be no time."""
+    return [entry for entry in vm.journal(UNIT) if entry["CRYPTBACK_PHASE"] != "verifying"]
+
+
 def test_the_journal_tells_the_run_in_sentences(backed_up: Machine) -> None:
-    entries = backed_up.journal(UNIT)
+    entries = entries_of_the_run(backed_up)
     told = [entry["MESSAGE"] for entry in entries]
     patterns = [
         r"home: backup begun on /dev/sda1 \(QEMU .+\)\.",
@@ -100,7 +105,7 @@ def test_the_journal_tells_the_run_in_sentences(backed_up: Machine) -> None:
 
 
 def test_the_journals_entries_have_their_fields(backed_up: Machine) -> None:
-    entries = backed_up.journal(UNIT)
+    entries = entries_of_the_run(backed_up)
     assert {entry["CRYPTBACK_DRIVE"] for entry in entries} == {"home"}
     assert {entry["CRYPTBACK_RUN"] for entry in entries} == {history(backed_up)[0]["id"]}
     assert {entry["SYSLOG_IDENTIFIER"] for entry in entries} == {"cryptbackd"}

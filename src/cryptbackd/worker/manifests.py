@@ -8,14 +8,13 @@ iterator is.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
 
-from .. import manifest, paths
+from .. import catalogue, manifest, paths
 from ..manifest import Record
 from ..text import printable
 from . import readback
@@ -48,18 +47,18 @@ class Manifests:
 
     def _find(self, version: Version) -> Path | None:
         shown = printable(version.path.name, 40)
-        wanted = written(version)
+        wanted = version.manifest
         if not wanted:
             self.control.warn(
                 f"The version {shown} has no manifest: its files are read, but there is nothing"
                 " to compare them with."
             )
             return None
-        ours = version.path.with_name(f"{version.path.name}.manifest")
+        ours = version.manifest_path
         if _sha256(ours) == wanted:
             return ours
         self.wrong += 1
-        copy = paths.STATE / "catalogue" / self.name / ours.name
+        copy = paths.catalogue(self.name) / ours.name
         if _sha256(copy) == wanted:
             self.control.warn(
                 f"The manifest of the version {shown} on the drive is damaged; the copy in the"
@@ -89,18 +88,10 @@ class Manifests:
                     yield Record(path, kind, status.st_size, 0, None, None, 0, 0, 0, 1).raw()
 
 
-def written(version: Version) -> str:
-    """The hash of the manifest that was written with *version*, by its record; "" for none."""
-    wanted = version.record.get("manifest_sha256")
-    return wanted if isinstance(wanted, str) else ""
-
-
 def _sha256(path: Path) -> str:
     """The hash of the file at *path*; "" where it can't be read."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with os.fdopen(fd, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return catalogue.sha256(path)
     except OSError:
         return ""
 

@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Iterator
 
-from .. import manifest
+from .. import manifest, paths
 from ..errors import Cancelled, ManifestDamaged
 from ..manifest import Record
 from ..model import Phase
@@ -19,7 +19,7 @@ from ..text import count, size
 from .control import Control, Meter
 from .damage import Verification, opened
 from .layers.mounted import Mounted
-from .manifests import Manifests, written
+from .manifests import Manifests
 from .readback import Readback
 from .sample import chance, part
 from .versions.record import Version
@@ -52,11 +52,9 @@ def read_back(
     *share*: of the bytes, as the entry has it (0: none; None: a few files).  *took*: seconds of
     the run until now.  Whoever stops the run meanwhile ends this: the version is made.
     """
-    manifests = Manifests(name, control)
-    if share == 0 or not written(versions[-1]):
-        return
-    path = manifests.path(versions[-1])
-    if path is None:
+    newest = versions[-1]
+    path = paths.catalogue(name) / newest.manifest_path.name  # no need to ask the drive for it
+    if share == 0 or not newest.manifest or not path.exists():
         return
     limit = max(_SHORT, took * _PART) if share is None else max(_ASKED_SHORT, took)
     end = time.monotonic() + limit
@@ -71,7 +69,7 @@ def read_back(
 
     verification = Verification(tree.fstype, Readback(tree.fstype, tree.beneath, passed))
     try:
-        with opened(versions[-1]) as root, manifest.opened(path) as reader:
+        with opened(newest) as root, manifest.opened(path) as reader:
             drawn = (
                 _few(reader, tree.fstype)
                 if share is None
@@ -79,28 +77,28 @@ def read_back(
             )
             for record in drawn:
                 passed(0)
-                verification.check(root, versions[-1], record)
+                verification.check(root, newest, record)
     except (_Enough, Cancelled):
         pass
-    except ManifestDamaged as exc:
-        control.warn(exc.sentence, "damaged")
-    _tell(verification, manifests, versions, name, control)
+    except ManifestDamaged:
+        return  # the computer's copy, which the next run makes anew
+    _tell(verification, versions, name, control)
 
 
 def _tell(
     verification: Verification,
-    manifests: Manifests,
     versions: list[Version],
     name: str,
     control: Control,
 ) -> None:
     damages = verification.damages
     if not damages:
-        read = f"{count(verification.files, 'file')} ({size(verification.readback.size)})"
-        control.say(f"read back from the drive: {read}; none is damaged.")
+        if verification.files:
+            read = f"{count(verification.files, 'file')} ({size(verification.readback.size)})"
+            control.say(f"read back from the drive: {read}; none is damaged.")
         return
     verification.readback.passed = lambda _length: None
-    verification.find_copies(versions[::-1], manifests.records)
+    verification.find_copies(versions[::-1], Manifests(name, control).records)
     for damage in damages.values():
         control.warn(damage.sentence(name), "damaged")
     control.warn(f"Read all of it back: cryptback verify {name} --full", "damaged")
