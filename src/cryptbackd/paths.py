@@ -35,6 +35,20 @@ def mapping(name: str) -> str:
     return f"cryptback-{name}"
 
 
+PARTS_UUID = "CRYPTBACK-PARTS-"
+"""What the dm UUID begins with of a mapping that joins a container's files."""
+
+
+def parts(name: str) -> str:
+    """The device-mapper name of what joins the files of the container of the entry *name*."""
+    return f"cryptback-{name}-parts"
+
+
+def parts_uuid(name: str) -> str:
+    """The dm UUID that goes with :func:`parts`."""
+    return f"{PARTS_UUID}{name}"
+
+
 def pending_header(name: str) -> Path:
     """Where the header from before a change is kept, until the drive has the new one as well."""
     return HEADERS / f"{name}.pending"

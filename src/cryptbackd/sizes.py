@@ -58,7 +58,7 @@ def want_possible(container: str | None, wanted: Wanted) -> None:
         )
 
 
-def sensible(free: int, fstype: str) -> int:
+def sensible(free: int) -> int:
     """Bytes of a container for which nobody named a size, where *free* bytes are free.
 
     The user's own files keep a tenth of the room, and 64 MiB at least; on a drive on which
@@ -67,7 +67,7 @@ def sensible(free: int, fstype: str) -> int:
     room = min(free - 64 * MIB, free * 9 // 10)
     if room < MIB:
         room = free - ROOM_LEFT
-    return max(0, min(room, LARGEST_FILE.get(fstype, room))) // MIB * MIB
+    return max(0, room) // MIB * MIB
 
 
 def reserve(total: int) -> int:

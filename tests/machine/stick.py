@@ -22,10 +22,12 @@ MAKE = {
     "ext4": ["mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"],
     "xfs": ["mkfs.xfs", "-q"],
     "btrfs": ["mkfs.btrfs", "-q"],
+    "f2fs": ["mkfs.f2fs", "-q", "-f"],
+    "ntfs": ["mkntfs", "-Q", "-F", "-q", "-p", "0", "-H", "0", "-S", "0"],
 }
-LABEL = {"vfat": "-n"}
+LABEL = {"vfat": "-n", "f2fs": "-l"}
 UUID = {"vfat": "-i", "ext4": "-U", "btrfs": "-U"}
-TYPE = {"vfat": "c", "exfat": "7"}
+TYPE = {"vfat": "c", "exfat": "7", "ntfs": "7"}
 
 WAIT_FOR_DISK = r"""
 i=0

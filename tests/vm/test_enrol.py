@@ -419,12 +419,6 @@ def test_size_that_does_not_fit_is_refused(shared: Machine, fs: str, size: str, 
         refused(shared, stick.partition, "--size", size, told=told)
 
 
-def test_fat_with_a_container_of_4_gib_is_refused(shared: Machine) -> None:
-    stick = shared.stick("fat", size=6 << 30, fs="vfat")
-    with untouched(stick):
-        refused(shared, stick.partition, "--size", "4G", told="4 GiB - 1 byte is the most")
-
-
 def test_read_only_stick_is_refused(shared: Machine) -> None:
     stick = shared.stick("protected", fs="ext4", partitioned=True)
     with untouched(stick, read_only=True):

@@ -50,6 +50,7 @@ class Plan:
     yes: bool
     pbkdf_memory: int | None
     pbkdf_iterations: int | None
+    part_size: int | None
     adopt: bool
     detached: bool
     kit: str | None
@@ -71,6 +72,7 @@ class Plan:
             run=self.run,
             pbkdf_memory=None if self.pbkdf_memory is None else self.pbkdf_memory * 1024,
             pbkdf_iterations=self.pbkdf_iterations,
+            part_size=self.part_size,
             adopt=self.adopt or None,
             detached=self.detached or None,
             header=self.header is not None or None,
@@ -138,6 +140,7 @@ class Plan:
 @click.option("--yes", is_flag=True, help="Don't ask; for scripts.")
 @output.pbkdf_memory_option
 @output.pbkdf_iterations_option
+@click.option("--part-size", callback=_size, hidden=True)
 @output.json_option
 def init(
     device: str,
@@ -158,6 +161,7 @@ def init(
     yes: bool,
     pbkdf_memory: int | None,
     pbkdf_iterations: int | None,
+    part_size: int | None,
     as_json: bool,
 ) -> None:
     """Prepare the drive on DEVICE (such as /dev/sda1) for backups.
@@ -180,6 +184,7 @@ def init(
         yes,
         pbkdf_memory,
         pbkdf_iterations,
+        part_size,
         adopt,
         detached,
         kit,
@@ -326,10 +331,13 @@ def _show(plan: Plan, found: Values) -> None:
         output.say(f"ALL THAT IS ON {found['device']} WILL BE ERASED ({plan.format}).")
     if plan.format != "luks":
         length = plan.size or found["suggested_size"]
-        output.say(
-            f"An encrypted file {plan.container or 'backup.luks'} of {size(length)} will be made"
-            f" on it, with {plan.filesystem} inside."
-        )
+        name = plan.container or "backup.luks"
+        what = f"An encrypted file {name} of {size(length)}"
+        if found["files"] > 1:
+            what = (
+                f"Encrypted files {name}.000, … ({found['files']} files, together {size(length)})"
+            )
+        output.say(f"{what} will be made on it, with {plan.filesystem} inside.")
     if plan.detached:
         output.say(
             "It is filled with random data, and NO HEADER is written to the drive: the header"

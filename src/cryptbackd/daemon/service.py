@@ -51,6 +51,7 @@ INIT_OPTIONS: dict[str, object] = {
     "run": True,
     "pbkdf_memory": None,
     "pbkdf_iterations": None,
+    "part_size": None,
     "adopt": False,
     "detached": False,
     "header": False,
@@ -58,7 +59,7 @@ INIT_OPTIONS: dict[str, object] = {
     "settings": "",
 }
 """What an init can be told, with the defaults (see ``protocol.Start``)."""
-_NUMBERS = ("size", "pbkdf_memory", "pbkdf_iterations")
+_NUMBERS = ("size", "pbkdf_memory", "pbkdf_iterations", "part_size")
 PLAIN_RUN: dict[str, Any] = {"full": False, "accept": False}
 """What a run that nobody asked for is told."""
 

@@ -166,11 +166,11 @@ class Meter:
     The rate is an average that forgets with a time constant of some five seconds.
     """
 
-    def __init__(self, control: Control, total: int) -> None:
+    def __init__(self, control: Control, total: int, done: int = 0) -> None:
         self._control = control
         self._total = total
         self._rate = 0.0
-        self._done = 0
+        self._done = done
         self._at = time.monotonic()
 
     def at(self, done: int) -> None:

@@ -11,12 +11,14 @@ import struct
 
 from .control import Control, Meter
 
-_ZEROED_LATER = ("exfat", "vfat")
+ZEROED_LATER = ("exfat", "vfat", "ntfs3")
 """Outer filesystems that allocate now and zero later, or can't allocate without zeroing."""
-_STEP = 8 << 20
+STEP = 8 << 20
 _FS_IOC_GETFLAGS = 0x80086601
 _FS_IOC_SETFLAGS = 0x40086602
 _FS_NOCOW_FL = 0x00800000
+_FLAGS = struct.Struct("=i4x")
+"""A long by the ioctl's number, of which the kernel uses an int (ioctl_iflags(2))."""
 
 
 def no_copy_on_write(fd: int) -> None:
@@ -24,29 +26,38 @@ def no_copy_on_write(fd: int) -> None:
 
     For a file on btrfs that is still empty.
     """
-    flags = struct.unpack("=l", fcntl.ioctl(fd, _FS_IOC_GETFLAGS, bytes(8))[:8])[0]
-    fcntl.ioctl(fd, _FS_IOC_SETFLAGS, struct.pack("=l", flags | _FS_NOCOW_FL))
+    (flags,) = _FLAGS.unpack(fcntl.ioctl(fd, _FS_IOC_GETFLAGS, bytes(_FLAGS.size)))
+    fcntl.ioctl(fd, _FS_IOC_SETFLAGS, _FLAGS.pack(flags | _FS_NOCOW_FL))
 
 
 def fill(
-    fd: int, start: int, end: int, fstype: str, control: Control, *, random: bool = False
+    fd: int,
+    start: int,
+    end: int,
+    fstype: str,
+    control: Control,
+    *,
+    random: bool = False,
+    meter: Meter | None = None,
+    done: int = 0,
 ) -> None:
     """Have the file *fd* on a *fstype* go to *end* bytes; up to *start* it is valid already.
 
-    With *random* bytes, where nothing is to show what is used.  Raises OSError and Cancelled,
-    in the middle of it.
+    With *random* bytes, where nothing is to show what is used.  It is a part of what *meter*
+    tells of, if that is given, of which *done* bytes were made before.  Raises OSError and
+    Cancelled, in the middle of it.
     """
-    meter = Meter(control, end - start)
-    zeros = bytes(_STEP)
-    for offset in range(start, end, _STEP):
+    meter = meter or Meter(control, end - start)
+    zeros = bytes(STEP)
+    for offset in range(start, end, STEP):
         control.check()
-        part = min(_STEP, end - offset)
-        if random or fstype in _ZEROED_LATER:
+        part = min(STEP, end - offset)
+        if random or fstype in ZEROED_LATER:
             _write(fd, os.urandom(part) if random else zeros[:part], offset)
             os.fdatasync(fd)
         else:
             os.posix_fallocate(fd, offset, part)
-        meter.at(offset + part - start)
+        meter.at(done + offset + part - start)
     os.fsync(fd)
 
 

@@ -24,10 +24,12 @@ from . import lengths, own_header, unfinished
 from .control import Control
 from .device import probe
 from .layers import redo
-from .layers.loop import Loop, loop
+from .layers.files import container
+from .layers.loop import Loop
 from .layers.luks import Volume, luks
 from .layers.mounted import Mounted
-from .layers.outer import Outer, container, outer
+from .layers.outer import Outer, outer
+from .layers.parts import Backing, joined
 from .unfinished import Next, Note, Stage
 
 
@@ -53,7 +55,9 @@ class Tail:
 
 @attrs.define
 class Opening:
-    """An opened volume.  ``drive``, ``device`` and ``tail`` are None for a bare partition.
+    """An opened volume.  ``drive`` is None, and ``files`` empty, for a bare partition.
+
+    ``device`` and ``tail`` are there where the container is one file alone.
 
     What is entered into ``beneath`` is left when the volume is closed, and before the device.
     """
@@ -61,7 +65,7 @@ class Opening:
     name: str
     volume: Volume
     backing: str
-    file: int
+    files: list[int]
     drive: Outer | None
     device: Loop | None
     tail: Tail | None
@@ -110,7 +114,8 @@ def opening(
     """
     drive: Outer | None = None
     tail: Tail | None = None
-    bound: Loop | None = None
+    bound: Backing | None = None
+    files: list[int] = []
     backing = device.node
     with ExitStack() as stack:
         if entry.container is None:
@@ -119,10 +124,12 @@ def opening(
         else:
             drive = stack.enter_context(outer(device, place / "drive", look_only=untouched))
             access = os.O_RDONLY if untouched else os.O_RDWR
-            file = stack.enter_context(container(drive, entry.container, access))
-            finish_merge(name, header, file, control, untouched=untouched)
-            tail = stack.enter_context(ended(name, file, control))
-            bound = stack.enter_context(loop([file]))
+            files = stack.enter_context(container(drive, entry.container, access))
+            file = files[0]
+            if len(files) == 1:
+                finish_merge(name, header, file, control, untouched=untouched)
+                tail = stack.enter_context(ended(name, file, control))
+            bound = stack.enter_context(joined(files, name))
             backing = bound.node
         compare(name, header, file, control, untouched=untouched)
         beneath = stack.enter_context(ExitStack())
@@ -141,7 +148,8 @@ def opening(
         if bound is not None:
             bound.hand_over()
         control.say(f"unlocked with the passphrase from {printable(volume.key_source)}.")
-        found = Opening(name, volume, backing, file, drive, bound, tail, beneath, control)
+        only = bound.only if bound is not None else None
+        found = Opening(name, volume, backing, files, drive, only, tail, beneath, control)
         if tail is not None and not untouched:
             _take_up(found, tail, header)
         yield found

@@ -21,7 +21,8 @@ from ..model import Device
 from . import header as headers
 from .control import Control
 from .header import Header
-from .layers.outer import container, outer
+from .layers.files import container
+from .layers.outer import outer
 
 _CHUNK = 64 * 1024
 _SECTOR = 512
@@ -32,7 +33,10 @@ _SECTOR = 512
 def on_drive(
     entry: Entry, device: Device, place: Path, *, look_only: bool = False
 ) -> Iterator[int]:
-    """The opened container or partition of *entry*, with nothing else made of it."""
+    """What begins with the header of *entry*, opened: its container's first file, or its partition.
+
+    Nothing else is made of it.
+    """
     flags = os.O_RDONLY if look_only else os.O_RDWR
     with ExitStack() as stack:
         if entry.container is None:
@@ -40,7 +44,7 @@ def on_drive(
             stack.callback(os.close, fd)
         else:
             drive = stack.enter_context(outer(device, place / "drive", look_only=look_only))
-            fd = stack.enter_context(container(drive, entry.container, flags))
+            fd = stack.enter_context(container(drive, entry.container, flags))[0]
         yield fd
 
 

@@ -31,6 +31,8 @@ _COOKIE_MAGIC = 0x0D4D
 """Upper half of the key of a device-mapper udev cookie (DM_COOKIE_MAGIC, libdevmapper.h)."""
 REDO, REDO_UUID = ".redo", "CRYPTBACK-REDO-"
 """What the name of a mapping of ``layers.redo`` ends in, and how its dm UUID begins."""
+_VOLUME, _OVERLAY, _PARTS = range(3)
+"""How deep a mapping lies: the volume, what keeps its changes, what joins its files."""
 PATIENCE = 5.0
 """Seconds in which what was closed must be gone."""
 
@@ -41,12 +43,13 @@ def main(name: str | None) -> int:
     The exit status is 1 when something could not be locked.
     """
     stuck = False
-    for mapping in _ours(name):
+    for mapping, is_volume in _ours(name).items():
+        what = f"The volume {mapping}" if is_volume else f"The mapping {mapping}"
         if not lock(mapping):
             stuck = True
-            _tell("stuck", f"The volume {mapping} could not be locked: something else uses it.")
+            _tell("stuck", f"{what} could not be locked: something else uses it.")
         else:
-            _tell("swept", f"The volume {mapping} had been left open and was locked.")
+            _tell("swept", f"{what} had been left open and was locked.")
     for cookie in _forget_cookies(name):
         _tell("swept", f"The udev cookie 0x{cookie:08x} had been left behind and was removed.")
     return int(stuck)
@@ -56,28 +59,40 @@ def _tell(kind: str, sentence: str) -> None:
     print(json.dumps({kind: sentence}), flush=True)
 
 
-def _ours(name: str | None) -> list[str]:
-    """Names of the mappings that are ours by name and dm UUID."""
+def _ours(name: str | None = None) -> dict[str, bool]:
+    """The mappings that are ours by name and dm UUID, and whether each is a volume.
+
+    In the order in which they can be removed: a volume comes before what it lies on.
+    """
     found = []
     for directory in Path("/sys/class/block").glob("dm-*/dm"):
         with suppress(OSError):
             mapping = (directory / "name").read_text().strip()
             uuid = (directory / "uuid").read_text().strip()
-            entry = _entry(mapping)
-            begins = REDO_UUID if mapping.endswith(REDO) else "CRYPT-LUKS2-"
+            entry, depth = _whose(mapping, uuid)
             if (
-                mapping.removesuffix(REDO) == paths.mapping(entry)
+                mapping.startswith(paths.mapping(entry))
                 and NAME.fullmatch(entry)
-                and uuid.startswith(begins)
-                and uuid.endswith(f"-{mapping}")
                 and name in (None, entry)
             ):
-                found.append(mapping)
-    return sorted(found)  # a volume comes before what it lies on
+                found.append((depth, mapping))
+    return {mapping: depth < _PARTS for depth, mapping in sorted(found)}
 
 
-def _entry(mapping: str) -> str:
-    return mapping.removeprefix("cryptback-").removesuffix(REDO)
+def _whose(mapping: str, uuid: str) -> tuple[str, int]:
+    """The entry to which a mapping of this name and dm UUID belongs, and how deep it lies.
+
+    An empty name: it is none of ours.
+    """
+    entry = mapping.removeprefix("cryptback-")
+    if uuid.startswith("CRYPT-LUKS2-") and uuid.endswith(f"-{mapping}"):
+        return entry, _VOLUME
+    if uuid == f"{REDO_UUID}{mapping}":
+        return entry.removesuffix(REDO), _OVERLAY
+    entry = uuid.removeprefix(paths.PARTS_UUID)
+    if (mapping, uuid) == (paths.parts(entry), paths.parts_uuid(entry)):
+        return entry, _PARTS
+    return "", _PARTS
 
 
 def lock(mapping: str) -> bool:
@@ -85,15 +100,14 @@ def lock(mapping: str) -> bool:
 
     Busy, it is armed at least: its last user's close ends it.
     """
-    entry = _entry(mapping)
-    if mapping not in _ours(entry):
+    if mapping not in _ours():
         return True
     with watch() as kernel_events:
         for how in (["--retry"], ["--deferred"]):
             with suppress(ToolFailed):
                 run([DMSETUP, "remove", *how, "--noudevsync", mapping], deadline=20)
                 break
-        return kernel_events.until(lambda: mapping not in _ours(entry), PATIENCE)
+        return kernel_events.until(lambda: mapping not in _ours(), PATIENCE)
 
 
 @contextmanager

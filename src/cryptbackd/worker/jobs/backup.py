@@ -120,7 +120,7 @@ def unlocked(
         with inner(found.volume, place / "tree", read_only=look_only) as tree:
             if not look_only:
                 found.settle(tree)
-            yield attrs.evolve(tree, beneath=(found.file,) if found.tail is not None else ())
+            yield attrs.evolve(tree, beneath=tuple(found.files))
 
 
 def back_up(

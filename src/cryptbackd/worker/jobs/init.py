@@ -1,36 +1,36 @@
 """Enrolling a drive: make the container, store its header, write the entry.
 
-The container grows under a name of its own and gets its final one last but the entry; until
-then every exit, orderly or not, leaves neither a container under the final name nor an
-entry.  An orderly exit also removes what was begun; what a pulled or killed one leaves on
-the drive (``.cryptback-NAME.new``) the next ``init`` of that name removes.
+The container grows under a name of its own (``worker.allocate``) and gets its final one last
+but the entry; until then every exit, orderly or not, leaves neither a container under the final
+name nor an entry.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import attrs
 
 from ... import config, paths, protocol
-from ...errors import CryptbackError, DriveFailed, DriveFull, Refused, ToolFailed
+from ...errors import CryptbackError, DriveFailed, Refused, ToolFailed
 from ...model import Device, Outcome, Phase, RunResult
 from ...run import run
 from ...sizes import MIB, sensible
 from ...text import size
+from .. import allocate, workspace
 from .. import header as headers
-from .. import workspace
+from ..allocate import NewContainer, new_container
 from ..control import Control
 from ..device import probe
-from ..fill import fill, no_copy_on_write
+from ..layers import files
 from ..layers.inner import inner, make_filesystem
-from ..layers.loop import Loop, loop
 from ..layers.luks import format_volume, luks
 from ..layers.outer import Outer, outer
+from ..layers.parts import Backing, joined
 from ..remaining import told
 from . import first_kit
 from .backup import back_up, finished, proven_free
@@ -40,6 +40,8 @@ _FORMAT = {
     "ext4": ["/usr/sbin/mkfs.ext4", "-q", "-F", "-m", "0"],
     "exfat": ["/usr/sbin/mkfs.exfat"],
 }
+_SMALLEST_PART = 32 * MIB
+"""Bytes of the first of several files: the volume's header lies in it."""
 
 
 @attrs.frozen
@@ -50,6 +52,7 @@ class Options:
     ``size`` in bytes, None: what the survey suggests.  ``pbkdf_memory`` in KiB.
     ``detached``: the header does not go to the drive, but to whoever asks, who must have
     written it down before anything is enrolled.
+    ``part_size`` in bytes: the container is files of that length, whatever the drive can take.
     """
 
     name: str
@@ -64,6 +67,7 @@ class Options:
     pbkdf_memory: int | None = None
     pbkdf_iterations: int | None = None
     detached: bool = False
+    part_size: int | None = None
 
     @staticmethod
     def from_message(raw: dict[str, Any]) -> Options:
@@ -74,6 +78,12 @@ class Options:
             options, include=tuple(options.include), exclude=tuple(options.exclude)
         )
         config.check_name(options.name)
+        if options.name.endswith("-parts"):
+            raise Refused(
+                f'"{options.name}" can\'t be the name of a drive: what joins the files of another'
+                " one's container is called so.",
+                "Choose another name.",
+            )
         if options.filesystem not in ("btrfs", "ext4", "xfs"):
             raise Refused(f"{options.filesystem} can't be made in a container.")
         if options.format not in (None, "ext4", "exfat", "luks"):
@@ -87,6 +97,9 @@ class Options:
                 "A partition that is encrypted itself has its header on it.",
                 "--detached-header is for a container that is a file.",
             )
+        each = options.part_size
+        if each is not None and (each < _SMALLEST_PART or each % MIB):
+            raise Refused(f"Files of {each} bytes can't make up a container.")
         return options
 
 
@@ -104,7 +117,7 @@ def init(start: protocol.Start, control: Control) -> RunResult:
     with proven_free(device, control), ExitStack() as stack:
         drive: Outer | None = None
         fresh: NewContainer | None = None
-        bound: Loop | None = None
+        bound: Backing | None = None
         control.phase(Phase.ATTACHING)
         backing = device.node
         length = 0
@@ -112,8 +125,8 @@ def init(start: protocol.Start, control: Control) -> RunResult:
             drive = stack.enter_context(outer(device, place / "drive"))
             control.phase(Phase.FORMATTING)
             length = _length(options, drive, facts.suggested_size)
-            fresh = stack.enter_context(new_container(drive, options, length, control))
-            bound = stack.enter_context(loop([fresh.fd]))
+            fresh = stack.enter_context(_container(options, drive, length, control))
+            bound = stack.enter_context(joined(fresh.fds, options.name))
             backing = bound.node
         header = _formatted(backing, options, control)
         control.phase(Phase.UNLOCKING)
@@ -160,6 +173,16 @@ def init(start: protocol.Start, control: Control) -> RunResult:
     )
 
 
+def _container(
+    options: Options, drive: Outer, length: int, control: Control
+) -> AbstractContextManager[NewContainer]:
+    """The container of *length* bytes while it is made, of as many files as it takes."""
+    assert options.container is not None
+    lengths = files.several(drive.filesystem.fstype, length, options.part_size) or [length]
+    names = options.name, options.container
+    return new_container(drive, *names, lengths, control, random=options.detached)
+
+
 def render(options: Options, uuid: str) -> str:
     """The entry that *options* ask for; raises ConfigError."""
     toml = config.render(uuid, options.container, options.owner, options.include, options.exclude)
@@ -182,77 +205,15 @@ def _format_drive(device: Device, options: Options, control: Control) -> Device:
 def _length(options: Options, drive: Outer, suggested: int) -> int:
     if options.size is None and options.format is None:
         return suggested
-    free = drive.filesystem.free()
+    assert options.container is not None
+    free = drive.filesystem.free() + allocate.taken(drive, options.name, options.container)
     length = options.size
     if length is None:
         # What was shown before is a guess at what the new filesystem leaves.
-        length = min(suggested, sensible(free, drive.filesystem.fstype))
+        length = min(suggested, sensible(free))
     if length > free:
         raise Refused(f"A container of {size(length)} does not fit: {size(free)} are free.")
     return length // MIB * MIB
-
-
-@attrs.define
-class NewContainer:
-    """A container file in the making, under a name of its own."""
-
-    drive: Outer
-    fd: int
-    name: str
-    final: str
-    published: bool = False
-
-    def publish(self) -> None:
-        """Give it its final name, durably, when everything before is on the drive."""
-        root = self.drive.filesystem
-        root.sync()
-        if _exists(root.fd, self.final):
-            raise Refused(f'"{self.final}" exists on the drive by now.')
-        os.rename(self.name, self.final, src_dir_fd=root.fd, dst_dir_fd=root.fd)
-        self.published = True
-        root.sync()
-
-
-def _exists(directory: int, name: str) -> bool:
-    try:
-        os.stat(name, dir_fd=directory, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-@contextmanager
-def new_container(
-    drive: Outer, options: Options, length: int, control: Control
-) -> Iterator[NewContainer]:
-    """A file of *length* bytes, its data valid to the end; removed unless it was published."""
-    assert options.container is not None
-    root = drive.filesystem.fd
-    name = f".cryptback-{options.name}.new"
-    with suppress(FileNotFoundError):
-        os.unlink(name, dir_fd=root)
-    fd = drive.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-    fresh = NewContainer(drive, fd, name, options.container)
-    try:
-        _fill(fd, length, drive.filesystem.fstype, control, random=options.detached)
-        yield fresh
-    finally:
-        os.close(fd)
-        if not fresh.published:
-            with suppress(OSError):
-                os.unlink(name, dir_fd=root)
-
-
-def _fill(fd: int, length: int, fstype: str, control: Control, *, random: bool) -> None:
-    """Write *fd* through to its end; with *random* bytes where nothing is to show what is used."""
-    try:
-        if fstype == "btrfs":
-            no_copy_on_write(fd)
-        fill(fd, 0, length, fstype, control, random=random)
-    except OSError as exc:
-        raise DriveFull(
-            f"The container could not be made: {exc.strerror}.", "Say a smaller --size."
-        ) from exc
 
 
 def _formatted(backing: str, options: Options, control: Control) -> headers.Header:

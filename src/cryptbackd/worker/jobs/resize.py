@@ -64,6 +64,11 @@ def resize(start: protocol.Start, control: Control) -> RunResult:
         found = stack.enter_context(
             opening(start.name, entry, start.device, header, place, control, extensible=True)
         )
+        if len(found.files) > 1:
+            raise Refused(
+                "The container consists of several files, which can't be made longer or shorter.",
+                "Enrol a bigger drive; the versions on this one stay.",
+            )
         fstype = probe(found.volume.node).get("TYPE", "")
         if fstype not in OPTIONS:
             raise Refused(f"The container holds {printable(fstype) or 'no filesystem'}.")

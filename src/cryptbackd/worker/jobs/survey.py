@@ -16,17 +16,18 @@ import attrs
 
 from ... import paths, protocol
 from ...config import read_all
-from ...errors import CryptbackError, ForgedDrive
+from ...errors import CryptbackError, ForgedDrive, Refused
 from ...model import Device, Outcome, RunResult
 from ...run import run
-from ...sizes import LARGEST_FILE, MIB, ROOM_LEFT, sensible
+from ...sizes import MIB, ROOM_LEFT, sensible
 from ...text import printable, size
+from .. import allocate, workspace
 from .. import header as headers
-from .. import workspace
 from ..control import Control
 from ..device import opened, probe
+from ..layers import files, ntfs
 from ..layers.inner import SMALLEST
-from ..layers.outer import OPTIONS, outer
+from ..layers.outer import OPTIONS, Outer, outer
 
 LSBLK = "/usr/bin/lsblk"
 HEADER_ROOM = 16 * MIB
@@ -51,6 +52,8 @@ class Facts:
     removable: bool = False
     container_exists: bool = False
     suggested_size: int = 0
+    files: int = 1
+    """How many files the container will be."""
     problems: list[dict[str, str]] = attrs.field(factory=list)
 
     def problem(self, sentence: str, hint: str = "") -> None:
@@ -87,7 +90,7 @@ def examine(device: Device, options: dict[str, Any], place: Path) -> Facts:
                 _of_nothing_usable(facts, device)
         elif options.get("format"):
             facts.free = facts.size - facts.size // 20
-            facts.suggested_size = sensible(facts.free, str(options["format"]))
+            facts.suggested_size = sensible(facts.free)
         if not facts.problems:
             _of_the_size(facts, options)
     return facts
@@ -168,27 +171,44 @@ def _of_the_filesystem(facts: Facts, device: Device, options: dict[str, Any], pl
             )
             return
     try:
+        if facts.fstype == "ntfs":
+            ntfs.want_clean(device.node)
         with outer(device, place / "look", look_only=True) as drive:
             status = os.fstatvfs(drive.filesystem.fd)
             facts.free = status.f_bavail * status.f_frsize
             facts.used = (status.f_blocks - status.f_bfree) * status.f_frsize
-            try:
-                fd = drive.open(path, os.O_RDONLY)
-            except FileNotFoundError:
-                pass
-            else:
-                facts.container_exists = True
-                _of_a_container(facts, path, fd)
-                os.close(fd)
+            name = str(options.get("name") or "")
+            if name:
+                facts.free += allocate.taken(drive, name, path)
+            _of_a_container(facts, drive, path, name)
     except ForgedDrive as exc:
         facts.container_exists = True
         facts.problem(exc.sentence, "Remove it first, or choose another name with --container.")
+    except Refused as exc:
+        facts.problem(exc.sentence, exc.hint)
     except (CryptbackError, OSError) as exc:
         facts.problem(f"{device.node} can't be looked at: {printable(str(exc))}")
-    facts.suggested_size = sensible(facts.free, facts.fstype)
+    facts.suggested_size = sensible(facts.free)
 
 
-def _of_a_container(facts: Facts, path: str, fd: int) -> None:
+def _of_a_container(facts: Facts, drive: Outer, path: str, name: str) -> None:
+    try:
+        if name and allocate.interrupted(drive, name, path):
+            return
+        names = files.found(drive, path)
+    except FileNotFoundError:
+        return
+    if not names:
+        return
+    facts.container_exists = True
+    fd = drive.open(names[0], os.O_RDONLY)
+    try:
+        _of_an_existing(facts, names[0], fd)
+    finally:
+        os.close(fd)
+
+
+def _of_an_existing(facts: Facts, path: str, fd: int) -> None:
     where = f'The file "{printable(path)}" exists on the drive already'
     hint = "Choose another name with --container, or remove the file if it is of no use."
     try:
@@ -213,16 +233,13 @@ def _of_the_size(facts: Facts, options: dict[str, Any]) -> None:
     wanted = int(options.get("size") or facts.suggested_size)
     least = HEADER_ROOM + SMALLEST[str(options.get("filesystem") or "btrfs")]
     fstype = options.get("format") or facts.fstype
+    lengths = files.several(str(fstype), wanted, options.get("part_size"))
+    facts.files = len(lengths or [0])
     if wanted < least:
         facts.problem(
             f"A container of {size(wanted)} is too small:"
             f" {options.get('filesystem') or 'btrfs'} needs {size(least)} at least.",
             f"There are {size(facts.free)} free on the drive.",
-        )
-    elif wanted > LARGEST_FILE.get(str(fstype), wanted):
-        facts.problem(
-            f"A FAT32 filesystem can't hold a file of {size(wanted)}: 4 GiB - 1 byte is the most.",
-            "Say --size 4095M, or --format exfat, which erases everything that is on it.",
         )
     elif wanted > facts.free - ROOM_LEFT:
         facts.problem(

@@ -1,4 +1,4 @@
-"""The container file as a block device.
+"""The container's files as block devices.
 
 A loop device is born with ``LO_FLAGS_AUTOCLEAR``: the kernel unbinds it when its last user
 closes it, so from the first moment on it can't outlive us.  Until dm-crypt has it, our
@@ -58,25 +58,34 @@ class Loop:
 
 
 @contextmanager
-def loop(files: Sequence[int]) -> Iterator[Loop]:
-    """Bind a loop device to the opened container while the block runs.
+def loops(files: Sequence[int]) -> Iterator[list[Loop]]:
+    """Bind a loop device to each of the container's opened *files* while the block runs.
 
-    *files* are the parts of the container in order; for now there is one.  Raises
-    DriveFailed when none can be had, or when it is still bound afterwards.
+    Raises DriveFailed when one can't be had, or is still bound afterwards.
     """
-    (file,) = files
-    device = _bind(file)
-    backing = Path("/sys/class/block", Path(device.node).name, "loop/backing_file")
+    devices: list[Loop] = []
     with watch() as kernel_events:
         try:
-            yield device
+            for file in files:
+                devices.append(_bind(file))  # noqa: PERF401 - those before a failure count
+            yield devices
         finally:
-            device.hand_over()
-            if not kernel_events.until(lambda: not backing.exists(), 10):
-                raise DriveFailed(
-                    f"{device.node} is still bound to the container.",
-                    "Something else opened it; `lsof` may tell.",
-                )
+            for device in devices:
+                device.hand_over()
+            for device in devices:
+                backing = Path("/sys/class/block", Path(device.node).name, "loop/backing_file")
+                if not kernel_events.until(lambda: not backing.exists(), 10):  # noqa: B023
+                    raise DriveFailed(
+                        f"{device.node} is still bound to the container.",
+                        "Something else opened it; `lsof` may tell.",
+                    )
+
+
+@contextmanager
+def loop(file: int) -> Iterator[Loop]:
+    """Bind a loop device to one *file*; see :func:`loops`."""
+    with loops([file]) as (device,):
+        yield device
 
 
 def _bind(file: int) -> Loop:

@@ -6,7 +6,6 @@ its type is from a list, nothing on it is followed, executed or used as a device
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -16,10 +15,11 @@ from pathlib import Path
 import attrs
 
 from ... import kernel
-from ...errors import DriveFailed, ForgedDrive, Refused
+from ...errors import ForgedDrive, Refused
 from ...model import Device
 from ...text import printable
 from ..device import cap_dirty_pages, probe
+from . import ntfs
 from .mounted import Mounted, mounted
 
 _SAFE = "nosuid,nodev,noexec,nosymfollow,noatime"
@@ -29,8 +29,10 @@ OPTIONS = {
     "btrfs": _SAFE,
     "vfat": f"{_SAFE},umask=0077,errors=remount-ro",
     "exfat": f"{_SAFE},umask=0077,errors=remount-ro",
+    "ntfs": f"{_SAFE},umask=0077",
+    "f2fs": _SAFE,
 }
-"""The filesystem types that a drive may have, with how each is mounted."""
+"""The filesystem types that a drive may have, as libblkid calls them, with how each is mounted."""
 
 _LOOK_ONLY = {
     "ext4": f"ro,noload,{_SAFE}",
@@ -38,7 +40,12 @@ _LOOK_ONLY = {
     "btrfs": f"ro,rescue=nologreplay,{_SAFE}",
     "vfat": f"ro,{_SAFE}",
     "exfat": f"ro,{_SAFE}",
+    "ntfs": f"ro,{_SAFE}",
+    "f2fs": f"ro,norecovery,{_SAFE}",
 }
+
+_DRIVERS = {"ntfs": "ntfs3"}
+"""The kernel's name for a type, where that is another: never a FUSE helper of mount(8)."""
 
 _BENEATH = kernel.RESOLVE_BENEATH | kernel.RESOLVE_NO_SYMLINKS | kernel.RESOLVE_NO_XDEV
 
@@ -60,11 +67,21 @@ class Outer:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
             os.close(fd)
-            raise _not_a_plain_file(path)
+            raise not_a_plain_file(path)
         return fd
 
+    def names(self, directory: str = "") -> list[str]:
+        """The names in *directory* beneath the drive's root; raises OSError."""
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+        fd = kernel.openat2(self.filesystem.fd, directory or ".", flags, _BENEATH)
+        try:
+            return os.listdir(fd)
+        finally:
+            os.close(fd)
 
-def _not_a_plain_file(path: str) -> ForgedDrive:
+
+def not_a_plain_file(path: str) -> ForgedDrive:
+    """The error that says that *path* is something else than a container's file may be."""
     return ForgedDrive(f'"{printable(path)}" on the drive is not a regular file with one name.')
 
 
@@ -92,7 +109,10 @@ def outer(device: Device, where: Path, *, look_only: bool = False) -> Iterator[O
     fstype = check_filesystem(device)
     options = (_LOOK_ONLY if look_only else OPTIONS)[fstype]
     what = f"The {fstype} filesystem of the drive"
-    with mounted(device.node, device.devno, where, fstype, options, what) as filesystem:
+    if fstype == "ntfs" and not look_only:
+        ntfs.want_clean(device.node)
+    driver = _DRIVERS.get(fstype, fstype)
+    with mounted(device.node, device.devno, where, driver, options, what) as filesystem:
         if not look_only:
             cap_dirty_pages(_bdi(filesystem, device))
         yield Outer(filesystem)
@@ -105,25 +125,3 @@ def _bdi(filesystem: Mounted, device: Device) -> str:
             return link.resolve().name
     status = os.stat(device.disk)
     return f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
-
-
-@contextmanager
-def container(drive: Outer, path: str, flags: int = os.O_RDWR) -> Iterator[int]:
-    """The opened container file *path* on the drive; raises DriveFailed when it is not there."""
-    try:
-        fd = drive.open(path, flags)
-    except FileNotFoundError:
-        raise DriveFailed(
-            f'There is no container "{printable(path)}" on the drive.',
-            "Was it moved or renamed? Put it back, or change `container` in the entry.",
-        ) from None
-    except OSError as exc:
-        if exc.errno in (errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENXIO):
-            raise _not_a_plain_file(path) from exc
-        raise DriveFailed(
-            f'The container "{printable(path)}" can\'t be opened: {exc.strerror}.'
-        ) from exc
-    try:
-        yield fd
-    finally:
-        os.close(fd)

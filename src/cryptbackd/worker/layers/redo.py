@@ -80,7 +80,7 @@ def overlay(name: str, origin: Loop) -> Iterator[Overlay]:
     try:
         os.ftruncate(fd, room // _MIB * _MIB)
         fsync_directory(store.parent)
-        with loop([fd]) as changes, _mapped(name, "snapshot", origin, changes) as mapping:
+        with loop(fd) as changes, _mapped(name, "snapshot", origin, changes) as mapping:
             yield Overlay(f"/dev/mapper/{mapping}", mapping, room)
         os.fsync(fd)
     finally:
@@ -99,8 +99,8 @@ def merge(name: str, file: int, control: Control) -> None:
         raise DriveFailed(f"{store} is missing, which had what was to be written.") from None
     try:
         with (
-            loop([file]) as origin,
-            loop([fd]) as changes,
+            loop(file) as origin,
+            loop(fd) as changes,
             _mapped(name, "snapshot-merge", origin, changes) as mapping,
         ):
             _wait(mapping, control)
