@@ -114,12 +114,14 @@ class Stick:
         *,
         read_only: bool = False,
         bps: int = 0,
+        sparse: bool = False,
         faults: tuple[Fault, ...] = (),
         wait: bool = True,
     ) -> str | None:
         """Plug it in, and wait until udev in the guest has seen to it. Returns the disk's device.
 
-        `bps` limits its speed in bytes a second (0: as fast as it goes).
+        `bps` limits its speed in bytes a second (0: as fast as it goes). `sparse`: zeros that are
+        written take no room in the image.
         """
         assert not self.plugged, f"stick {self.name} is plugged in already"
         call = self.vm.monitor.call
@@ -130,6 +132,8 @@ class Stick:
             limits={"bps-total": bps},
         )
         file: dict[str, Any] = {"driver": "file", "filename": str(self.path), "discard": "unmap"}
+        if sparse:
+            file["detect-zeroes"] = "unmap"
         call(
             "blockdev-add",
             node_name=f"{self.name}-file",

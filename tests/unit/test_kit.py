@@ -21,6 +21,7 @@ from cryptbackd.daemon import forgetting
 from cryptbackd.daemon.history import History, Insertion, Run
 from cryptbackd.errors import Refused
 from cryptbackd.model import JobKind
+from tests import by_hand
 
 NASTY = 'a\'b "$(id)" <script>alert(1)</script>&amp;.luks'
 HEADER = b"a header"
@@ -92,6 +93,12 @@ def test_whatever_a_name_is_it_is_text_and_one_word(text: str, detached: bool, k
     assert tags.attributes <= {"lang", "charset", "http-equiv", "content", "class", "id"}
     (losetup,) = re.findall(r"loop=\$\((.*)\)$", commands(shown, "loop"))
     assert shlex.split(losetup)[-1] == f"/media/drive/{text}"
+
+
+def test_several_files_are_joined_as_the_readme_tells() -> None:
+    told = "\n".join(by_hand.commands(by_hand.OPEN_PARTS))
+    assert told.startswith(commands(page(facts()), "join"))
+    assert 'id="join"' not in page(facts(container=""))
 
 
 def test_the_page_needs_nothing_from_elsewhere() -> None:

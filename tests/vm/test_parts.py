@@ -207,11 +207,18 @@ LIES = {
 }
 
 
-def test_files_that_are_not_what_they_must_be_are_told_and_refused(vm: Machine) -> None:
+SOME = ["gap", "odd length", "both"]
+
+
+@pytest.mark.parametrize("names", [SOME, LIES.keys() - SOME], ids=["some", "others"])
+def test_files_that_are_not_what_they_must_be_are_told_and_refused(
+    vm: Machine, names: list[str]
+) -> None:
     stick = enrolled_in_parts(vm, "ext4")
     vm.expect_journal("^cryptbackd: home: failed: ")
     vm.run(["rm", "-rf", "/home/me/sparse.img"])
-    for name, (script, told) in LIES.items():
+    for name in sorted(names):
+        script, told = LIES[name]
         on_drive(vm, stick, f"mkdir kept && cp --sparse=always backup.luks.* kept && {script}")
         refused = vm.run(["cryptback", "run", "home"], check=False)
         assert refused.code == 1, name
@@ -269,3 +276,25 @@ def test_killed_while_its_files_get_their_names_the_next_init_takes_them_back(vm
     with pytest.raises(CommandFailed, match="of the container is missing"):
         init(vm, stick.partition, "home", *IN_PARTS)
     assert "backup.luks.002" in on_drive(vm, stick, SHOWN)
+
+
+@pytest.mark.timeout(1800, func_only=True)
+@pytest.mark.parametrize("size", [pytest.param("4200M", id="4 GiB"), "80M"])
+def test_no_file_has_4_gib_on_fat(vm: Machine, size: str) -> None:
+    """Without any option: on FAT32 the container is as many files as it takes."""
+    vm.expect_journal(NO_HOLES_ON_FAT)
+    make_files(vm)
+    credential(vm, "home")
+    large = size != "80M"
+    stick = vm.stick("main", size=(5 << 30) if large else 128 * MIB, fs="vfat", partitioned=True)
+    stick.plug(sparse=True)
+    words = ["cryptback", "init", stick.partition, "--name", "home", "--include", "/home/me"]
+    words += ["--size", size, "--filesystem", "ext4", "--passphrase-fd", "0", "--yes", *CHEAP]
+    vm.run(words, PASSPHRASE.encode(), timeout=1500)
+    shown = on_drive(vm, stick, SHOWN)
+    if large:
+        assert shown == f"backup.luks.000 {4095 * MIB}\nbackup.luks.001 {105 * MIB}\n"
+        gives_files_back(vm, stick)
+    else:
+        assert shown == f"backup.luks {80 * MIB}\n"
+    succeeds_next(vm)

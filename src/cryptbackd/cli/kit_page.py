@@ -160,6 +160,9 @@ def _by_hand(facts: Facts) -> list[str]:
             *_commands("mount", _mount(facts)),
             "<p>Make a block device of the file:</p>",
             *_commands("loop", _loop(facts)),
+            f"<p>If there are several files (<code>{escape(facts.container)}.000</code> and so on),"
+            " have one device of them all instead:</p>",
+            *_commands("join", _join(facts)),
         ]
     header = _open(facts, facts.header)
     where = f"Copy the file <code>{escape(facts.header)}</code> to the computer, and go there."
@@ -186,6 +189,11 @@ def _by_hand(facts: Facts) -> list[str]:
         "<p>When you are done:</p>",
         *_commands("close", _close(facts)),
     ]
+    if facts.container:
+        lines += [
+            "<p>With several files, in the place of the third line: <code>dmsetup remove"
+            " backup-parts</code> and <code>losetup --detach-all</code>.</p>",
+        ]
     return lines
 
 
@@ -209,6 +217,20 @@ def _mount(facts: Facts) -> list[str]:
 def _loop(facts: Facts) -> list[str]:
     file = shlex.quote(f"/media/drive/{facts.container}")
     return [f"loop=$(losetup --find --show {file})"]
+
+
+def _join(facts: Facts) -> list[str]:
+    files = f"{shlex.quote(f'/media/drive/{facts.container}')}.[0-9][0-9][0-9]"
+    return [
+        "start=0",
+        f"for part in {files}; do",
+        '    loop=$(losetup --find --show "$part")',
+        '    length=$(blockdev --getsz "$loop")',
+        '    echo "$start $length linear $loop 0"',
+        "    start=$((start + length))",
+        "done | dmsetup create backup-parts",
+        "loop=/dev/mapper/backup-parts",
+    ]
 
 
 def _open(facts: Facts, header: str) -> list[str]:
