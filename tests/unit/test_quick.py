@@ -19,6 +19,7 @@ from cryptbackd.worker.quick import difference as difference_
 from cryptbackd.worker.quick.changes import Changes, changes
 from cryptbackd.worker.quick.difference import Difference, TooMany, difference
 from cryptbackd.worker.quick.proof import Circumstances, why_full
+from cryptbackd.worker.versions.ahead import merged
 from cryptbackd.worker.versions.record import Version
 
 NAMES = st.sampled_from([b"a", b"b", b"a.txt", b"a b", b".a", b"\xff\n"])
@@ -237,3 +238,10 @@ def test_in_any_doubt_a_run_compares_in_full(
 
 def test_a_number_of_0_means_no_full_comparison_for_its_own_sake() -> None:
     assert why_full(attrs.evolve(FINE, every=0)) == ""
+
+
+def test_what_lies_close_together_is_read_at_one_go() -> None:
+    far = 1 << 20
+    ranges = [(far, far + 10), (0, 10), (20, 30), (5, 12), (30 + (64 << 10), 200 << 10)]
+    assert list(merged(ranges)) == [(0, 200 << 10), (far, far + 10)]
+    assert list(merged([])) == []

@@ -40,7 +40,7 @@ from ..remaining import tell, told
 from ..sources import plan, stage
 from ..spot import read_back
 from ..sync import FULL, RSYNC, Job, Synced, sync
-from ..versions import VERSIONS, Store, copies, record, removal, store
+from ..versions import VERSIONS, Store, ahead, copies, record, removal, store
 
 
 @attrs.frozen
@@ -207,7 +207,7 @@ def back_up(
             """Sync, and write manifest and record of what is to become a version."""
             for source in asked.kept:
                 keeper.retain(source.path)
-            synced, changed = _copy(chosen, syncs, keeper, last, taken, control)
+            synced, changed = _copy(name, chosen, syncs, keeper, last, taken, control)
             control.phase(Phase.KEEPING)
             tell(control)
             # The version must not have its name before its data is on the drive.
@@ -252,6 +252,7 @@ def back_up(
         keeper.keep(kept.version.path)
         taken.made(kept.version)
     control.say(f"version {kept.version.path.name} made.", "version_made")
+    ahead.note(name, kept.version, tree.fstype, control)
     if accept or not verdict:
         removal.by_rules(keeper, tree, entry.keep, control)
     copies.bring_in_line(name, record.versions(directory), control)
@@ -275,6 +276,7 @@ def _staged(asked: Asked, group: Group, job: Job, last_tree: Path | None) -> Job
 
 
 def _copy(
+    name: str,
     chosen: Way,
     syncs: list[Job],
     keeper: Store,
@@ -283,6 +285,8 @@ def _copy(
     control: Control,
 ) -> tuple[Synced, dict[bytes, bytes | None] | None]:
     """Bring the target up to date; what is to change in the manifest, if no other is needed."""
+    if last is not None:
+        ahead.read_ahead(name, last)
     place = Place(tuple(syncs), last.path, linked=keeper.linked) if last is not None else None
     if last is not None and place is not None and chosen.changes is not None:
         keeper.fill(last.path)
