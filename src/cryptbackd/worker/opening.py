@@ -226,7 +226,7 @@ def finish_merge(
             "A change of the container's length was cut off, and must be finished first.",
             f"`cryptback run {name}` does that.",
         )
-    if redo.superblock(file, header.size) not in note.superblocks:
+    if not redo.is_among(redo.superblock(file, header.size), note.superblocks):
         control.warn(
             "The container had been half written to when it was last here, and something else has"
             " changed it since: the rest was not written.",

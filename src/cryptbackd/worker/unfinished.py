@@ -49,7 +49,8 @@ class Stage(StrEnum):
 class Note:
     """From how many bytes to how many, of the container of the volume *uuid*.
 
-    ``superblocks``: of a MERGING one, what the encrypted superblock is before and after.
+    ``superblocks``: of a MERGING one, of the encrypted superblock before and after
+    (``layers.redo``).
     """
 
     uuid: str

@@ -13,7 +13,7 @@ import hashlib
 import mmap
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from .luks import DMSETUP, dmsetup
 
 _CHUNK = 8
 """Sectors that are stored together: a page."""
-_PAGE = 4096
+_PAGE, _SECTOR = 4096, 512
 _MIB = 1 << 20
 _POLL = 0.1
 _FULL = ("Invalid", "Overflow")
@@ -52,8 +52,8 @@ class Overlay:
         return _status(self.mapping)[0] in _FULL
 
     def superblock(self, offset: int) -> str:
-        """A hash of the page at *offset* as it is with the changes."""
-        return hashlib.sha256(_page(self.node, offset)).hexdigest()
+        """Hashes of the sectors of the page at *offset* as it is with the changes."""
+        return _hashes(_page(self.node, offset))
 
 
 @contextmanager
@@ -110,8 +110,18 @@ def merge(name: str, file: int, control: Control) -> None:
 
 
 def superblock(file: int, offset: int) -> str:
-    """A hash of the page at *offset* of the container *file*, see :meth:`Overlay.superblock`."""
-    return hashlib.sha256(_page(f"/proc/self/fd/{file}", offset)).hexdigest()
+    """Those of the page at *offset* of the container *file*, see :meth:`Overlay.superblock`."""
+    return _hashes(_page(f"/proc/self/fd/{file}", offset))
+
+
+def is_among(found: str, known: Sequence[str]) -> bool:
+    """Whether each sector is that of one of the *known*: a page can be cut off in the middle."""
+    return all(word in words for word, *words in zip(*map(str.split, (found, *known)), strict=True))
+
+
+def _hashes(page: bytes) -> str:
+    sectors = (page[at : at + _SECTOR] for at in range(0, len(page), _SECTOR))
+    return " ".join(hashlib.sha256(sector).hexdigest() for sector in sectors)
 
 
 def _wait(mapping: str, control: Control) -> None:
