@@ -136,7 +136,10 @@ def init(start: protocol.Start, control: Control) -> RunResult:
         control.phase(Phase.FORMATTING)
         make_filesystem(volume, options.filesystem, control)
         control.phase(Phase.MOUNTING)
-        tree = stack.enter_context(inner(volume, place / "tree"))
+        tree = attrs.evolve(
+            stack.enter_context(inner(volume, place / "tree")),
+            beneath=tuple(fresh.fds) if fresh is not None else (),
+        )
         stack.enter_context(told(control))
         control.check()
         toml = render(options, device.uuid if drive is not None else header.uuid)
