@@ -156,8 +156,13 @@ class Inventory:
         copied: bytes | None,
         before: bytes | None,
     ) -> bytes:
-        was = before[len(key) :].split(b" ", 9) if before is not None else None
         now = source[len(key) :].split(b" ", 9) if source is not None else None
+        if before is not None and copied is None and source is not None and now is not None:
+            # Most are as they were in all that is known of them.
+            same = before.startswith(source[:-1]) and _alike(found, now)
+            if same and (now[4] == b"1" or now[0] != b"f"):
+                return before
+        was = before[len(key) :].split(b" ", 9) if before is not None else None
         here = _words(copied) if copied is not None else None
         if now is not None and _alike(found, now):
             fields = list(now)
