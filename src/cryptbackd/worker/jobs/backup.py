@@ -331,7 +331,7 @@ def _too_small(full: DriveFull, tree: Mounted) -> DriveFull:
     return DriveFull(
         f"There is no room left in the container.{needed}",
         "The versions before are whole. Leave sources out, have [keep] hold fewer versions, or"
-        " enrol a bigger container (`cryptback init`, `--size`).",
+        " make the container longer: `cryptback resize`.",
     )
 
 
