@@ -1,6 +1,7 @@
 """Finding files in the versions that the computer remembers.
 
-Each block of a manifest is searched once, however many versions have it.
+A block of a manifest is searched once, however many versions have it; only where much is hidden from
+who asks, more often, as memory is bounded.
 """
 
 from __future__ import annotations
@@ -15,9 +16,13 @@ import attrs
 
 from .changes import fields, same_content
 from .manifest import SEPARATOR, Block, Reader
-from .seeing import Seer, Sight
+from .seeing import Seer
 
 _WILD = re.compile(r"\*|\?|\[[^]]*\]")
+_MOST_KEPT = 100_000
+"""Matches that are remembered for versions to come."""
+
+_Match = tuple[bytes, list[bytes]]
 
 
 class Pattern:
@@ -73,7 +78,8 @@ class Search:
         self._pattern = pattern
         self._seer = seer
         self._limit = limit
-        self._blocks: dict[bytes, list[tuple[bytes, list[bytes]]]] = {}
+        self._blocks: dict[bytes, list[_Match]] = {}
+        self._room = _MOST_KEPT
         self._last = ""
         self.found = Found()
 
@@ -81,31 +87,32 @@ class Search:
         """Search the manifest of a version; raises ManifestDamaged."""
         sight = self._seer.look(reader)
         for block in reader.blocks:
-            for path, record in self._matches(reader, block, sight):
-                if sight.shows(path, record):
-                    self._add(version, path, record)
+            matches = self._blocks.get(block.digest)
+            fresh = matches is None
+            if matches is None:
+                matches = list(_fitting(self._pattern, reader.text(block)))
+            seen = [match for match in matches if sight.shows(*match)]
+            for path, record in seen:
+                self._add(version, path, record)
+            if fresh:
+                self._keep(block, matches, hidden=len(seen) < len(matches))
         self._last = version
 
-    def _matches(
-        self, reader: Reader, block: Block, sight: Sight
-    ) -> list[tuple[bytes, list[bytes]]]:
-        known = self._blocks.get(block.digest)
-        if known is not None:
-            return known
-        found: list[tuple[bytes, list[bytes]]] = []
-        hidden = False
-        for path, record in _fitting(self._pattern, reader.text(block)):
-            if not sight.shows(path, record):
-                hidden = True
-            elif path in self.found.paths or len(self.found.paths) + len(found) < self._limit:
-                found.append((path, record))
-            else:
-                self.found.more = True
+    def _keep(self, block: Block, matches: list[_Match], *, hidden: bool) -> None:
+        """Remember what was found in a block: another version may have it, too.
+
+        What is hidden in this version may be seen in another.
+        """
         if not hidden:
-            self._blocks[block.digest] = found
-        return found
+            matches = [match for match in matches if match[0] in self.found.paths]
+        if not hidden or len(matches) <= self._room:
+            self._blocks[block.digest] = matches
+            self._room -= len(matches)
 
     def _add(self, version: str, path: bytes, record: list[bytes]) -> None:
+        if path not in self.found.paths and len(self.found.paths) >= self._limit:
+            self.found.more = True
+            return
         states = self.found.paths.setdefault(path, [])
         last = states[-1] if states else None
         if last is not None and last.versions[-1] == self._last and _unchanged(last.record, record):
@@ -114,7 +121,7 @@ class Search:
             states.append(State(record, [version]))
 
 
-def _fitting(pattern: Pattern, text: bytes) -> Iterator[tuple[bytes, list[bytes]]]:
+def _fitting(pattern: Pattern, text: bytes) -> Iterator[_Match]:
     if pattern.literal not in os.fsdecode(text).lower():
         return
     for raw in text[:-1].split(b"\0"):
