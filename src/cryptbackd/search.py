@@ -1,7 +1,7 @@
 """Finding files in the versions that the computer remembers.
 
-A block of a manifest is searched once, however many versions have it; only where much is hidden from
-who asks, more often, as memory is bounded.
+A block of a manifest is searched once, however many versions have it; more often only where much
+is hidden from who asks, as memory is bounded.
 """
 
 from __future__ import annotations
