@@ -491,10 +491,13 @@ class Bus:
     async def _end_with_login(self, job: Job, user: int, process: int) -> None:
         """End *job* when whoever asked for it has logged out."""
         ask = partial(self._ask_of, sessions.NAME)
-        with contextlib.suppress(Refused):  # without logind there is no logout
+        try:
             login = await browsing.Login.of(ask, user, process)
-            while not job.over.done():
-                await asyncio.wait([job.over], timeout=browsing.LOOKING)
+        except Refused:
+            return  # without logind there is no logout
+        while not job.over.done():
+            await asyncio.wait([job.over], timeout=browsing.LOOKING)
+            with contextlib.suppress(Refused):  # it may be there again the next time
                 if not job.over.done() and await login.is_over(ask):
                     self.service.client_left(job)
                     return
