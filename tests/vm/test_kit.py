@@ -13,8 +13,10 @@ from tests.machine import Machine, Stick
 from tests.machine.enroll import PASSPHRASE, credential, init, make_files
 from tests.machine.guest import CommandFailed
 from tests.machine.stick import copy_sparse
+from tests.vm.failing import NO_HOLES_ON_FAT
 from tests.vm.runs import ended, now
 from tests.vm.test_keys import told
+from tests.vm.test_parts import enrolled_in_parts
 
 KIT = "/root/kit"
 PAGE, HEADER = f"{KIT}/cryptback-home.html", f"{KIT}/cryptback-home.header"
@@ -103,6 +105,23 @@ def test_the_page_opens_a_drive_whose_header_is_lost(enrolled: Machine, bare_vm:
         f"mount {other.partition} /mnt && {restore} --header-backup-file {HEADER}"
         f" && cmp --bytes=16777216 /mnt/backup.luks {HEADER} && umount /mnt"
     )
+
+
+def test_the_page_of_a_container_of_several_files_is_followed(
+    vm: Machine, bare_vm: Machine
+) -> None:
+    enrolled_in_parts(vm)
+    files = by_hand.manifest(vm, "/home/me")
+    page = kit(vm)
+    assert "80.0 MiB" in page
+    bare_vm.expect_journal(NO_HOLES_ON_FAT)
+    other = taken_to(bare_vm, vm)
+    follow(bare_vm, page, other, PASSPHRASE, "mount", "join", "open")
+    assert same(bare_vm, files)
+    closing = by_hand.from_page(page, "close")
+    assert closing[2] == 'losetup --detach "$loop"'
+    closing[2:3] = ["dmsetup remove backup-parts", "losetup --detach-all"]  # as the page tells
+    by_hand.run(bare_vm, closing, other.partition)
 
 
 def test_the_page_of_an_encrypted_partition_is_followed(vm: Machine, bare_vm: Machine) -> None:

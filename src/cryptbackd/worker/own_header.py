@@ -37,15 +37,24 @@ def on_drive(
 
     Nothing else is made of it.
     """
+    with all_on_drive(entry, device, place, look_only=look_only) as files:
+        yield files[0]
+
+
+@contextmanager
+def all_on_drive(
+    entry: Entry, device: Device, place: Path, *, look_only: bool = False
+) -> Iterator[list[int]]:
+    """The opened files of the container of *entry*, or its partition alone."""
     flags = os.O_RDONLY if look_only else os.O_RDWR
     with ExitStack() as stack:
         if entry.container is None:
             fd = os.open(device.node, flags | os.O_CLOEXEC)
             stack.callback(os.close, fd)
+            yield [fd]
         else:
             drive = stack.enter_context(outer(device, place / "drive", look_only=look_only))
-            fd = stack.enter_context(container(drive, entry.container, flags))[0]
-        yield fd
+            yield stack.enter_context(container(drive, entry.container, flags))
 
 
 def settle(name: str, stored: Header, fd: int, control: Control) -> None:

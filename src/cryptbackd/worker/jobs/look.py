@@ -41,9 +41,10 @@ def look(start: protocol.Start, control: Control) -> RunResult:
             )
         entry = config.parse(start.entry, start.name)
         stored = headers.load(start.name)
-        with own_header.on_drive(entry, start.device, place, look_only=True) as drive:
+        with own_header.all_on_drive(entry, start.device, place, look_only=True) as there:
+            drive = there[0]
             difference = headers.difference(stored, drive)
-            size = own_header.length(drive)
+            size = sum(map(own_header.length, there))
             try:
                 fingerprint = headers.read(drive).fingerprint
             except ForgedDrive:
