@@ -98,14 +98,11 @@ def test_quick_runs_find_random_changes(enrolled: Machine, kind: str) -> None:
         f"mkdir -p /run/source /run/copies && truncate -s 600M /var/copies.img"
         f" && mkfs.{kind} -q /var/copies.img && mount -o loop,noatime /var/copies.img /run/copies"
     )
+    vm.run("mkdir /run/copies/c /run/source/s")
+    script = "python3 /root/random_trees.py /root/look.py /run/copies/c /run/source/s"
     how = "btrfs" if kind == "btrfs" else "links"
-    for seed in (1, 2):
-        vm.run(f"mkdir /run/copies/{seed} /run/source/{seed}")
-        script = (
-            f"python3 /root/random_trees.py /root/look.py /run/copies/{seed} /run/source/{seed}"
-        )
-        done = vm.run(f"{script} {how} {seed} 5 25", check=False, timeout=250)
-        assert done.code == 0, done.out + done.err
+    done = vm.run(f"{script} {how} 1 5 25", check=False, timeout=250)
+    assert done.code == 0, done.out + done.err
     vm.run("umount /run/copies && rm /var/copies.img")
 
 
@@ -113,7 +110,7 @@ def test_large_file_costs_what_has_changed_in_it(enrolled: Machine) -> None:
     """On btrfs: a disk image of which a little changes, in a quick run and in a full one."""
     vm = enrolled
     image = "/home/me/disk.img"
-    vm.run(f"head -c 64M /dev/urandom > {image} && truncate -s 80M {image}")
+    vm.run(f"head -c 32M /dev/urandom > {image} && truncate -s 40M {image}")
     vm.stick("main").plug()
     ended(vm)
     write = f"dd if=/dev/urandom of={image} bs=1M count=1 conv=notrunc status=none seek="
@@ -123,14 +120,7 @@ def test_large_file_costs_what_has_changed_in_it(enrolled: Machine) -> None:
     assert difference(vm) == ""
     with opened(vm) as container:
         paths = [f"{TREE}/versions/{name}{image}" for name in container.versions()[1:]]
-        extents = [
-            {
-                line.split()[2].rstrip(".")
-                for line in vm.run(f"filefrag -v '{path}'").out.splitlines()
-            }
-            for path in paths
-        ]
         used = vm.run(f"btrfs filesystem du --raw -s {' '.join(paths)}").out.splitlines()
     exclusive = [int(line.split()[1]) for line in used[1:]]
-    assert len(extents) == 3
+    assert len(exclusive) == 3
     assert all(size < 4 << 20 for size in exclusive), exclusive
