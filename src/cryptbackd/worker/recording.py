@@ -112,6 +112,11 @@ class Recording:
         assert self.before is not None
         try:
             with manifest.opened(self.before) as before:
+                if self._last is not None and not _differ(before, changes):
+                    size = self.before.stat().st_size
+                    told = manifest.Written(before.records, self._last.manifest, size)
+                    if self._link(path, size):
+                        return self.described(path, told)
                 written = manifest.write_changed(path, before, changes)
         except ManifestDamaged as exc:
             _without(self._control, exc.sentence)
@@ -120,21 +125,28 @@ class Recording:
 
     def described(self, path: Path, written: manifest.Written) -> dict[str, object]:
         """What a version's record tells of its manifest, which lies at *path*."""
-        last = self._last
-        if last is not None and last.manifest == written.sha256:
-            # Another name of the one before takes no room.
-            with suppress(OSError):
-                status = os.lstat(last.manifest_path)
-                if not stat.S_ISREG(status.st_mode) or status.st_size != written.size:
-                    raise OSError("it is not what it was")
-                again = path.with_name(f".{path.name}.new")
-                os.link(last.manifest_path, again, follow_symlinks=False)
-                again.rename(path)
+        if self._last is not None and self._last.manifest == written.sha256:
+            self._link(path, written.size)
         return {
             "manifest_sha256": written.sha256,
             "manifest_bytes": written.size,
             "paths": written.records,
         }
+
+    def _link(self, path: Path, size: int) -> bool:
+        """Have *path* be another name of the last version's manifest, which takes no room."""
+        assert self._last is not None
+        with suppress(OSError):
+            status = os.lstat(self._last.manifest_path)
+            if not stat.S_ISREG(status.st_mode) or status.st_size != size:
+                return False
+            again = path.with_name(f".{path.name}.new")
+            os.link(self._last.manifest_path, again, follow_symlinks=False)
+            again.rename(path)
+            # Where it had that name already, nothing was renamed.
+            again.unlink(missing_ok=True)
+            return True
+        return False
 
     def _write(self, path: Path, target: Path, kept: Transfers, compared: bool) -> manifest.Written:
         with ExitStack() as stack:
@@ -178,6 +190,14 @@ def recording(name: str, last: Version | None, control: Control) -> Iterator[Rec
             _without(control, f"{exc.strerror} ({escaped(str(exc.filename))}).")
             made = Recording(Path(), None, None, last, control)
         yield made
+
+
+def _differ(before: manifest.Reader, changes: Mapping[bytes, bytes | None]) -> bool:
+    for path, record in changes.items():
+        was = before.get(path)
+        if (was.raw() if was is not None else None) != record:
+            return True
+    return False
 
 
 def _without(control: Control, fault: str) -> None:
