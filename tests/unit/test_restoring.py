@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cryptbackd import restoring
+from cryptbackd.cli.passes import Told
 from cryptbackd.cli.target import groups
-from cryptbackd.cli.writing import Told, Wish, Writer
+from cryptbackd.cli.writing import Wish, Writer
 from cryptbackd.errors import Refused
 from cryptbackd.restoring import NotUnderstood, Over, reader_options
 from cryptbackd.worker.reading import Wanted

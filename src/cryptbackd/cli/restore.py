@@ -18,8 +18,9 @@ from ..errors import Cancelled, CryptbackError, Refused
 from ..text import count, printable, size
 from . import bus, follow, output
 from .bus import Client, Values
+from .passes import Item, Told
 from .target import groups
-from .writing import Item, Told, Wish, Writer
+from .writing import Wish, Writer
 
 _SHOWN = 20
 """Names of each kind that are told to a person."""
