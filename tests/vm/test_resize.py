@@ -196,11 +196,14 @@ def test_a_copy_on_a_larger_drive_goes_on_and_grows(enrolled: Machine) -> None:
     uuid = main.uuid
     main.pull()
     large = vm.stick("large", size=600 << 20, fs="ext4", partitioned=True, uuid=uuid)
-    vm.run("systemctl stop cryptbackd")
+    vm.run("mv /etc/cryptback/drives.d/home.toml /root")
     large.plug()
     vm.run(f"mount {large.partition} /mnt && cp --sparse=always /root/copy /mnt/backup.luks")
+    vm.run("umount /mnt && udevadm settle && rm /root/copy")
+    large.pull()
+    vm.run("mv /root/home.toml /etc/cryptback/drives.d/")
     since = now(vm)
-    vm.run("umount /mnt && udevadm settle && rm /root/copy && systemctl start cryptbackd")
+    large.plug()
     assert ended(vm, since=since)["CRYPTBACK_OUTCOME"] == "done"
     resize(vm, "max")
     script = LENGTH.format(device=large.partition, container="backup.luks")
