@@ -182,7 +182,7 @@ def none_is_half(vm: Machine, at_most: int) -> None:
 def test_ctrl_c_stops_it_and_the_drive_is_locked(enrolled: Machine) -> None:
     vm = enrolled
     restoring = stopped(vm)
-    vm.run("pkill -INT -f 'bin/cryptback restore'")
+    vm.run(["pkill", "-INT", "-f", "[b]in/cryptback restore"])
     go_on(vm)
     done = restoring.wait(timeout=PATIENCE, check=False)
     assert done.code == 130, done.out + done.err
