@@ -350,6 +350,8 @@ def test_half_merged_and_changed_elsewhere_nothing_more_is_written(enrolled: Mac
 
 
 ELSEWHERE = """
+set -e
+mkdir -p /mnt/drive /mnt/tree
 mount {device} /mnt/drive
 loop=$(losetup --find --show /mnt/drive/other)
 cryptsetup open $loop byhand
