@@ -7,7 +7,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL = help
-.PHONY: help bootstrap deb lint unit vm slow test test-all campaign demo shell clean
+.PHONY: help bootstrap deb lint unit vm slow test test-all campaign bench demo shell clean
 
 help: ## Show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -46,6 +46,12 @@ campaign: ## Further variants of tests that make test-all has some of
 	@packaging/build-deb
 	@$(PYTHON) -m tests.machine build enrolled
 	@$(PYTHON) -m pytest -q tests/vm -m campaign -n $(JOBS)
+
+bench: ## Measure it beside rsync, borg and restic (BENCH='--files 100000' and the like)
+	@packaging/bootstrap
+	@packaging/build-deb
+	@$(PYTHON) -m tests.machine build installed
+	@$(PYTHON) -m tests.bench $(BENCH)
 
 demo: ## Show a backup from plug to pull in a machine
 	@packaging/bootstrap || { echo "DEMO FAILED: packaging/bootstrap ended with an error"; exit 1; }
