@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.machine import Machine
 from tests.vm.container import TREE, opened
-from tests.vm.runs import PATIENCE, STOP, copied, ended, news, now, random_files
+from tests.vm.runs import MIB, PATIENCE, STOP, copied, ended, news, now, random_files
 
 ENTRY = "/etc/cryptback/drives.d/home.toml"
 LIST = "/home/me/.config/backup_list.txt"
@@ -107,12 +107,12 @@ def test_a_list_gets_nobody_a_file_that_they_could_not_read(enrolled: Machine) -
 def test_nobody_takes_the_place_of_their_reader(enrolled: Machine) -> None:
     """A reader with a user's rights speaks to a writer that is root: the user can't trace it."""
     vm = enrolled
-    random_files(vm, 20, 2, "/home/me/letters")
+    random_files(vm, 20, 5, "/home/me/letters")
     vm.run("mkdir -p /home/me/.config && chown -R me: /home/me")
     entry(vm, "")
     write(vm, "~/letters")
     watcher = news(vm, copied(1), then=STOP)
-    vm.stick("main").plug()
+    vm.stick("main").plug(bps=8 * MIB)
     watcher.wait(timeout=PATIENCE)
     reader = vm.run(["pgrep", "-f", "^/rsync --server --sender"]).out.split()[0]
     status = dict(

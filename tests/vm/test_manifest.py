@@ -97,9 +97,9 @@ def test_manifest_tells_of_every_path_of_a_version_and_of_nothing_else(
 ) -> None:
     vm.run(f"mkdir -p /home/me/.cache/left-out && {NASTY} && chown -hR me: /home/me")
     credential(vm, "home")
-    stick = vm.stick("main", size=160 * MIB, fs="ext4")
+    stick = vm.stick("main", size=200 * MIB, fs="ext4")
     stick.plug()
-    kind = ("--filesystem", filesystem, "--size", "120M", "--exclude", ".cache")
+    kind = ("--filesystem", filesystem, "--size", "150M", "--exclude", ".cache")
     init(vm, stick.partition, "home", *kind)
     # Unchanged, changed, chmod alone, a broken and a new link, gone, and an edit that hides itself.
     vm.run(

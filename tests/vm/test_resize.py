@@ -165,22 +165,30 @@ def test_a_longer_partition_is_filled(vm: Machine) -> None:
     """Without a container file: here the whole stick is encrypted, and its copy is larger."""
     make_files(vm)
     credential(vm, "home")
-    main = vm.stick("main", size=160 << 20)
+    main = vm.stick("main", size=200 << 20)
     main.plug()
     init(vm, str(main.device), "home", "--format", "luks")
     files = listing(vm, "/home/me")
     refuses(vm, "+10M", "the partition itself is encrypted, and as long as it is.")
-    assert "It fills its partition of 160 MiB already." in resize(vm, "max").out
+    assert "It fills its partition of 200 MiB already." in resize(vm, "max").out
     main.pull()
     with open(main.path, "r+b") as image:
-        image.truncate(224 << 20)
+        image.truncate(240 << 20)
     since = now(vm)
     main.plug()
     assert ended(vm, since=since)["CRYPTBACK_OUTCOME"] == "done"
-    assert "It fills its partition of 224 MiB now; " in resize(vm, "max").out
+    vm.expect_journal("^cryptbackd: home: failed: ")
+    refuses(vm, "max", "The length of a btrfs can only be changed to 256 MiB and more.")
+    main.pull()
+    with open(main.path, "r+b") as image:
+        image.truncate(288 << 20)
+    since = now(vm)
+    main.plug()
+    assert ended(vm, since=since)["CRYPTBACK_OUTCOME"] == "done"
+    assert "It fills its partition of 288 MiB now; " in resize(vm, "max").out
     with opened(vm, partition=str(main.device), container="") as found:
         size = int(vm.run(f"df --output=size -B1 {TREE} | tail -n 1").out)
-        assert size == (224 - 16) * MIB
+        assert size == (288 - 16) * MIB
         assert found.listing(found.versions()[0]) == files
 
 

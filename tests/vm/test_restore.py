@@ -213,6 +213,7 @@ def test_a_target_without_room_is_told(enrolled: Machine) -> None:
     random_files(vm, 4, 2)
     backed_up(vm)
     vm.run("mkdir -p /srv/small && mount -t tmpfs -o size=5M tmpfs /srv/small")
+    vm.expect_journal("^cryptbackd: home: failed: The files could not be written")
     done = restore(vm, "/home/me/random", "--to", "/srv/small", code=1)
     assert "No space left on device" in done.err
     assert "You may unplug home now." in done.out

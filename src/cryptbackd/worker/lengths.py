@@ -12,6 +12,7 @@ import os
 
 from ..errors import DriveFailed, Refused, ToolFailed
 from ..run import run
+from ..text import size
 from .control import Control
 from .header import Header
 from .layers.inner import SMALLEST
@@ -25,6 +26,8 @@ E2FSCK = "/usr/sbin/e2fsck"
 RESIZE2FS = "/usr/sbin/resize2fs"
 XFS_GROWFS = "/usr/sbin/xfs_growfs"
 _TOOLS = {"btrfs": BTRFS, "ext4": RESIZE2FS, "xfs": XFS_GROWFS}
+_LEAST = {"btrfs": 256 << 20}
+"""Bytes that a filesystem must have after its length was changed (btrfs_ioctl_resize)."""
 _PATIENCE = 24 * 3600.0
 """Seconds; moving many files on a slow drive takes hours."""
 _E2FSCK_FINE = (0, 1)
@@ -38,6 +41,15 @@ def want_tool(fstype: str) -> None:
         raise Refused(
             f"{_TOOLS[fstype]} is not installed, which changes the length of an {fstype}.",
             "Install xfsprogs." if fstype == "xfs" else "",
+        )
+
+
+def want_length(fstype: str, length: int) -> None:
+    """Raise Refused where an *fstype* can't be made *length* bytes long for being too short."""
+    least = _LEAST.get(fstype, 0)
+    if length < least:
+        raise Refused(
+            f"The length of a {fstype} can only be changed to {size(least)} and more.", _UNCHANGED
         )
 
 
@@ -113,4 +125,4 @@ def smallest(fstype: str) -> int:
             "An xfs filesystem can't be made shorter.",
             "Enrol the drive anew with a smaller --size, and --filesystem btrfs or ext4.",
         )
-    return SMALLEST[fstype]
+    return max(SMALLEST[fstype], _LEAST.get(fstype, 0))

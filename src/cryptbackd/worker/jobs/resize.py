@@ -100,6 +100,7 @@ def _partition(job: _Job) -> str:
     if there - needed < sizes.MIB:
         return f"It fills its partition of {size(there)} already."
     lengths.want_tool(job.fstype)
+    lengths.want_length(job.fstype, there - job.header.size)
     with inner(job.found.volume, job.place / "tree") as tree, told(job.control):
         lengths.grow(tree, job.found.volume)
         free = tree.free()
@@ -128,6 +129,8 @@ def _container(job: _Job, wanted: Wanted) -> str:
         return f"The container is shorter now: {size(target)}, {size(current)} before."
     lengths.want_tool(job.fstype)
     needed = lengths.needed(job.found.volume, job.fstype, job.header)
+    if target > current:
+        lengths.want_length(job.fstype, target - job.header.size)
     with inner(job.found.volume, job.place / "tree") as tree, told(job.control):
         job.found.settle(tree)
         job.control.phase(Phase.RESIZING)
