@@ -105,7 +105,8 @@ def unmount(where: Path) -> None:
 def is_dead(where: Path) -> bool:
     """Whether nobody serves the mount there any more."""
     try:
-        os.stat(where)
+        # What its root is like the kernel may still know; what is in it, it must ask.
+        os.scandir(where).close()
     except OSError as exc:
         return exc.errno in (errno.ENOTCONN, errno.ECONNABORTED)
     return False

@@ -119,6 +119,8 @@ class _Reading:
     control: Control
     _meter: Meter | None = None
     _total: int = 0
+    _early: dict[str, Any] | None = None
+    """The end, where it was said before the reader had ended."""
 
     def serve(self) -> Over:
         """Start readers as they are asked for; what is said at the end.
@@ -132,6 +134,8 @@ class _Reading:
                 return self._over(values)
             if "read" in values:
                 self._read(Wanted.from_packet(values))
+                if self._early is not None:
+                    return self._over(self._early)
 
     def _next(self) -> dict[str, Any]:
         """What is said next."""
@@ -159,7 +163,8 @@ class _Reading:
             ours.close()
             said = self._until_it_ends(process)
             status = process.wait()
-        self._send({"ended": status, "said": said.decode("utf-8", "surrogateescape")})
+        if self._early is None:
+            self._send({"ended": status, "said": said.decode("utf-8", "surrogateescape")})
 
     def _until_it_ends(self, process: subprocess.Popen[bytes]) -> bytes:
         """Its last words; what is said meanwhile is progress."""
@@ -180,7 +185,13 @@ class _Reading:
                             return said
                         said = (said + data)[-_SAID:]
                     else:
-                        self._progress(self._receive())
+                        self._meanwhile(self._receive())
+
+    def _meanwhile(self, values: dict[str, Any]) -> None:
+        if "over" in values:
+            self._early = values
+        else:
+            self._progress(values)
 
     def _progress(self, values: dict[str, Any]) -> None:
         done, total = values.get("done"), values.get("total")
