@@ -114,7 +114,7 @@ def test_nobody_takes_the_place_of_their_reader(enrolled: Machine) -> None:
     watcher = news(vm, copied(1), then=STOP)
     vm.stick("main").plug(bps=8 * MIB)
     watcher.wait(timeout=PATIENCE)
-    reader = vm.run(["pgrep", "-f", "^/rsync --server --sender"]).out.split()[0]
+    reader = vm.run(["pgrep", "-f", "^/reader-rsync --server --sender"]).out.split()[0]
     status = dict(
         line.split(":\t", 1) for line in vm.run(["cat", f"/proc/{reader}/status"]).out.splitlines()
     )
