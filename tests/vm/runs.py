@@ -146,7 +146,7 @@ def held(vm: Machine, name: str = "home") -> Held:
     daemon = int(vm.run(["systemctl", "show", "-P", "MainPID", UNIT]).out)
     stub = int(vm.run(["pgrep", "-P", str(daemon)]).out)
     worker = int(vm.run(["pgrep", "-P", str(stub)]).out)
-    writer = int(vm.run(["pgrep", "-P", str(worker)]).out)
+    writer = int(vm.run(["pgrep", "-P", str(worker), "-x", "rsync"]).out)
     reader = int(vm.run(["pgrep", "-f", "^/usr/bin/rsync --server --sender"]).out)
     return Held(daemon, stub, worker, writer, reader)
 

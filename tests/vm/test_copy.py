@@ -159,7 +159,7 @@ def test_versions_stay_as_they_were(enrolled: Machine) -> None:
     shown = look_inside(
         vm,
         "cd /mnt/tree/versions && for v in *Z; do cat $v/home/me/tagged; btrfs property get $v ro;"
-        " done; cat *.json | grep -E '\"sequence\"'",
+        " done; cat *.json | grep -E '^ \"sequence\"'",
     )
     assert shown.split("\n")[:6] == ["tagged", "ro=true"] * 2 + ["changed", "ro=true"]
     assert [
