@@ -207,18 +207,23 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_AS, (_MOST_MEMORY, _MOST_MEMORY))
     question = json.load(sys.stdin)
     try:
+        _answer(question)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os._exit(0)  # who asked has left; what is not yet written can't be any more
+    return 0
+
+
+def _answer(question: dict[str, Any]) -> None:
+    try:
         for line in answer(question):
             _say(line)
         _say({"end": True})
-    except BrokenPipeError:
-        os._exit(0)  # who asked has left
     except CryptbackError as exc:
         _say({"error": type(exc).__name__, "sentence": exc.sentence, "hint": exc.hint})
     except MemoryError:
         sentence = "The answer is too large."
         _say({"error": "Refused", "sentence": sentence, "hint": "Ask for something narrower."})
-    sys.stdout.flush()
-    return 0
 
 
 def _say(line: Line) -> None:
