@@ -184,7 +184,7 @@ def test_man_pages_tell_of_every_command(vm: Machine) -> None:
         assert "\n.Sh NAME\n" in text, page
         assert "\n.Sh SEE ALSO\n" in text, page
     shown = vm.run(["cryptback", "--help"]).out.split("Commands:\n")[1].split("\n\n")[0]
-    commands = [line.split()[0] for line in shown.splitlines()]
+    commands = re.findall(r"^  (\S+)", shown, re.MULTILINE)
     assert {"init", "status", "run", "cancel", "eject", "history"} <= set(commands)
     for command in commands:
         assert f"\n.It Cm {command}" in pages["man1/cryptback.1"], command

@@ -10,7 +10,7 @@ from . import bus, follow, mount, output
 from .bus import Values
 
 
-@click.command(short_help="End the browsing of the drive NAME, or of all that is open for you.")
+@click.command(short_help="End the browsing of NAME, or of all drives.")
 @click.argument("name", required=False)
 @output.json_option
 def close(name: str | None, as_json: bool) -> None:
