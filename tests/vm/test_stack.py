@@ -25,6 +25,7 @@ CAPABILITIES = {
     "SETUID": 7,
     "SETPCAP": 8,
     "SYS_ADMIN": 21,
+    "SYS_RESOURCE": 24,
     "MKNOD": 27,
     "SETFCAP": 31,
 }
