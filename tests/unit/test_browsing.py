@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
-from dbus_fast import Message, MessageType, Variant
+from dbus_fast import MessageType, Variant
 from dbus_fast.aio.message_bus import MessageBus
 
 from cryptbackd import kernel
-from cryptbackd.daemon import browsing, sessions, supervisor
+from cryptbackd.daemon import browsing, mounts, sessions, supervisor
 from cryptbackd.daemon.bus import Bus
 from cryptbackd.errors import Refused
 from cryptbackd.model import JobKind, Outcome, Phase
@@ -33,27 +34,28 @@ def fuse(tmp_path: Path) -> str:
     return str(path)
 
 
-async def hand(bus: MessageBus, run: str, *fds: int, index: int = 0) -> Message:
-    """The reply to ShowOn."""
-    reply = await bus.call(
-        Message(
-            destination="org.cryptback1",
-            path="/org/cryptback1",
-            interface="org.cryptback1.Manager",
-            member="ShowOn",
-            signature="sh",
-            body=[run, index],
-            unix_fds=list(fds),
-        )
-    )
-    assert reply is not None
-    return reply
+async def hand(bus: MessageBus, run: str, *fds: int) -> str:
+    """Hand over these descriptors; in which words that was refused, or empty: they were taken."""
+    reply = await ask(bus, "HandOver", "ss", run, "mount")
+    if reply.message_type is MessageType.ERROR:
+        return str(reply.body[0])
+    with socket.socket(fileno=reply.unix_fds[0]) as way:
+        socket.send_fds(way, [b"mount"], fds)
+        taken = await asyncio.to_thread(way.recv, 1)
+    return "" if taken else "hung up"
 
 
 async def told(world: World, words: str) -> None:
     """Wait until something is said."""
     async with asyncio.timeout(10):
         while not any(words in line for line in world.said.texts()):
+            await asyncio.sleep(0.02)
+
+
+async def nobody_waits(world: World) -> None:
+    """Wait until no child is left that takes a mount."""
+    async with asyncio.timeout(20):
+        while world.service.requests._mounts._open:
             await asyncio.sleep(0.02)
 
 
@@ -80,19 +82,11 @@ def test_it_is_shown_where_who_asked_says_and_closed(act: Act, fuse: str) -> Non
             (drive,) = (await ask(other, "GetDrive", "s", "home")).body
             assert drive["shown_to"].value == "root"
             assert drive["job"].value == "browse"
-            for reply in (
-                await hand(other, run, fd),
-                await hand(one, "another", fd),
-                await hand(one, run),
-                await hand(one, run, fd, index=1),
-            ):
-                assert reply.message_type is MessageType.ERROR, reply.body
-            with open(os.devnull, "rb") as wrong:
-                reply = await hand(one, run, wrong.fileno())
-            assert "not a descriptor of /dev/fuse" in reply.body[0]
-            assert (await hand(one, run, fd)).message_type is MessageType.METHOD_RETURN
+            assert "Nothing is wanted from you" in await hand(other, run, fd)
+            assert "Nothing is wanted from you" in await hand(one, "another", fd)
+            assert await hand(one, run, fd) == ""
             await told(world, "got 10:229")
-            assert (await hand(one, run, fd)).message_type is MessageType.ERROR  # given already
+            assert "is wanted for that (any more)" in await hand(one, run, fd)  # given already
             assert (await ask(other, "Close", "s", "home")).body == [[run]]
             await world.result(1)
             job, result = world.ends[1]
@@ -100,6 +94,49 @@ def test_it_is_shown_where_who_asked_says_and_closed(act: Act, fuse: str) -> Non
             refused = await ask(one, "Close", "s", "home")
             assert "home is not open for browsing." in refused.body[0]
         os.close(fd)
+        await nobody_waits(world)
+
+    act(scene)
+
+
+@pytest.mark.parametrize("what", ["another file", "nothing"])
+def test_what_is_no_mount_is_not_taken(act: Act, what: str) -> None:  # noqa: F811
+    async def scene(world: World, _bus: Bus) -> None:
+        await idle(world, SCRIPT)
+        before = len(os.listdir("/proc/self/fd"))
+        async with client() as one:
+            run = await begin(world, one)
+            with open(os.devnull, "rb") as wrong:
+                fds = [wrong.fileno()] if what == "another file" else []
+                assert await hand(one, run, *fds) == "hung up"
+            assert "is wanted for that (any more)" in await hand(one, run)
+            assert (await ask(one, "Close", "s", "home")).body == [[run]]
+            await world.result(1)
+        await nobody_waits(world)
+        assert len(os.listdir("/proc/self/fd")) == before
+
+    act(scene)
+
+
+def test_those_who_hand_over_nothing_are_not_served_without_end(
+    act: Act,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mounts, "_MOST", 1)
+
+    async def scene(world: World, _bus: Bus) -> None:
+        await idle(world, SCRIPT)
+        async with client() as one:
+            run = await begin(world, one)
+            waiting = (await ask(one, "HandOver", "ss", run, "mount")).unix_fds[0]
+            (job,) = world.service.supervisor.jobs()
+            job.mounting = False
+            assert "Too many mounts are waited for" in await hand(one, run)
+            await ask(one, "Close", "s", "home")
+            await world.result(1)
+            await nobody_waits(world)  # the child ends with the job
+            with socket.socket(fileno=waiting) as way:
+                assert await asyncio.to_thread(way.recv, 1) == b""
 
     act(scene)
 
@@ -113,6 +150,7 @@ def test_it_ends_with_who_asked(act: Act, fuse: str) -> None:  # noqa: F811
             await told(world, "got 10:229")
         os.close(fd)
         assert (await world.result(1)).outcome is Outcome.CANCELLED
+        await nobody_waits(world)
 
     act(scene)
 
@@ -137,7 +175,6 @@ def test_a_stranger_may_not(act: Act) -> None:  # noqa: F811
     async def scene(_world: World, _bus: Bus) -> None:
         assert "Only root may ask for that." in await nobody_asks("Browse")
         assert "Only root may ask for that." in await nobody_asks("Close")
-        assert "Nothing is wanted from you" in await nobody_asks("ShowOn")
 
     act(scene)
 

@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 import pytest
 
-from cryptbackd.daemon import entries
+from cryptbackd.daemon import children, entries
 from cryptbackd.daemon.history import History
 from cryptbackd.daemon.jobs import Job
 from cryptbackd.daemon.keys import Key, Request
@@ -94,7 +94,7 @@ class World:
                 await self.changed.wait()
 
     async def phase(self, phase: Phase, name: str = "home") -> None:
-        await self.until(lambda: self.service.view(name).phase is phase)
+        await self.until(lambda: self.service.views.of(name).phase is phase)
 
     async def result(self, number: int = 0) -> RunResult:
         await self.until(lambda: len(self.ends) > number)
@@ -133,6 +133,7 @@ def play(
             descriptors = len(os.listdir("/proc/self/fd"))
             await scene(world)
             await world.service.supervisor.stop_all()
+            await children._abandoned.all_ended()
             assert mistakes == []
             assert len(os.listdir("/proc/self/fd")) == descriptors
             world.history.close()
@@ -152,7 +153,7 @@ def test_a_known_drive_runs_once_an_insertion(play: Play) -> None:
         world.service.arrived(stick())
         assert (await world.result()).outcome is Outcome.DONE
         world.service.arrived(stick())  # a `change`, as closing a written device makes it
-        assert world.service.view("home").state is State.IDLE
+        assert world.service.views.of("home").state is State.IDLE
         world.service.left("/dev/sdx1")
         world.service.arrived(stick(diskseq=8))
         await world.result(1)
@@ -169,7 +170,7 @@ def test_a_stop_that_comes_too_late_loses_nothing(play: Play) -> None:
         world.script = [["phase", "proving"], ["ignore"]]
         world.service.arrived(stick())
         await world.phase(Phase.PROVING)
-        world.service.cancel("home")
+        world.service.requests.cancel("home")
         assert (await world.result()).outcome is Outcome.DONE
         assert world.said.outcomes() == ["done"]
 
@@ -204,7 +205,7 @@ def test_two_drives_with_one_uuid_are_both_refused(play: Play) -> None:
         assert len(world.said.lines) == 2
         assert "several devices show the UUID" in world.said.texts()[0]
         with pytest.raises(Refused, match="Several devices"):
-            world.service.run("home")
+            world.service.requests.run("home")
         world.service.left("/dev/sdy")
         assert (await world.result()).outcome is Outcome.DONE
 
@@ -217,14 +218,14 @@ def test_drives_side_by_side_and_entries_of_one_disk_in_turn(play: Play) -> None
         world.service.arrived(stick())
         world.service.arrived(stick("CCCC-DDDD", 7, "/dev/sdx2"))
         await world.phase(Phase.SYNCING)
-        assert world.service.view("work").state is State.QUEUED
-        world.service.cancel("home")
+        assert world.service.views.of("work").state is State.QUEUED
+        world.service.requests.cancel("home")
         await world.phase(Phase.SYNCING, "work")
-        assert world.service.view("home").state is State.IDLE
-        assert world.service.view("home").safe is False  # the other one is on the same disk
-        world.service.cancel("work")
+        assert world.service.views.of("home").state is State.IDLE
+        assert world.service.views.of("home").safe is False  # the other one is on the same disk
+        world.service.requests.cancel("work")
         await world.result(1)
-        assert world.service.view("home").safe
+        assert world.service.views.of("home").safe
         world.service.arrived(stick(diskseq=8))
         world.service.arrived(stick("CCCC-DDDD", 9, "/dev/sdy1"))
         await world.phase(Phase.SYNCING)
@@ -244,7 +245,7 @@ def test_a_pulled_drive_ends_its_worker_at_once(play: Play, gone: str) -> None:
         assert (result.outcome, result.error) == (Outcome.FAILED, "DriveAbsent")
         assert "the last complete version is whole" in result.sentence
         assert world.sweeps.names == ["home"]
-        assert world.service.view("home").state is State.ABSENT
+        assert world.service.views.of("home").state is State.ABSENT
         text, priority, fields = world.said.lines[-1]
         assert fields["message"] == "run_interrupted"
         assert priority == 4
@@ -317,14 +318,14 @@ def test_what_cannot_be_locked_is_not_called_locked(play: Play) -> None:
         result = await world.result()
         assert "in use" in result.sentence
         assert world.said.outcomes() == []
-        view = world.service.view("home")
+        view = world.service.views.of("home")
         assert (view.state, view.safe) == (State.NOT_ANSWERING, False)
         world.sweeps.answer = Swept()
         world.script = None
-        world.service.run("home")
+        world.service.requests.run("home")
         assert (await world.result(1)).outcome is Outcome.DONE
         assert world.sweeps.names == ["home", "home"]
-        assert world.service.view("home").state is State.IDLE
+        assert world.service.views.of("home").state is State.IDLE
 
     play(scene)
 
@@ -346,16 +347,16 @@ def test_cancel(play: Play) -> None:
         world.service.arrived(stick())
         await world.phase(Phase.SYNCING)
         with pytest.raises(Busy):
-            world.service.run("home")
-        ids = world.service.cancel("home")
+            world.service.requests.run("home")
+        ids = world.service.requests.cancel("home")
         assert (await world.result()).outcome is Outcome.CANCELLED
         assert ids == [world.ends[0][0].id]
         world.service.arrived(stick())
         assert list(world.service.supervisor.jobs()) == []
         with pytest.raises(Refused, match="Nothing is going on"):
-            world.service.cancel("home")
+            world.service.requests.cancel("home")
         with pytest.raises(UnknownDrive):
-            world.service.cancel("other")
+            world.service.requests.cancel("other")
 
     play(scene)
 
@@ -365,10 +366,10 @@ def test_a_cancelled_waiting_job_had_its_run(play: Play) -> None:
         world.script = WAIT
         world.service.arrived(stick())
         world.service.arrived(stick("CCCC-DDDD", 7, "/dev/sdx2"))
-        world.service.cancel("work")
+        world.service.requests.cancel("work")
         assert world.history.runs("work")[0].outcome is Outcome.CANCELLED
         world.service.arrived(stick("CCCC-DDDD", 7, "/dev/sdx2"))
-        assert world.service.view("work").state is State.IDLE
+        assert world.service.views.of("work").state is State.IDLE
 
     play(scene)
 
@@ -379,11 +380,11 @@ def test_a_waiting_job_that_is_cancelled_proves_nothing(play: Play) -> None:
         world.service.arrived(stick())
         world.service.arrived(stick("CCCC-DDDD", 7, "/dev/sdx2"))
         await world.phase(Phase.SYNCING)
-        world.service.cancel("work")
-        world.service.cancel("home")
+        world.service.requests.cancel("work")
+        world.service.requests.cancel("home")
         await world.result(1)
-        assert not world.service.view("home").safe
-        assert not world.service.view("work").safe
+        assert not world.service.views.of("home").safe
+        assert not world.service.views.of("work").safe
 
     play(scene)
 
@@ -394,7 +395,7 @@ def test_eject_ends_everything_on_the_disk(play: Play) -> None:
         world.service.arrived(stick())
         world.service.arrived(stick("CCCC-DDDD", 7, "/dev/sdx2"))
         await world.phase(Phase.SYNCING)
-        assert len(world.service.eject("work")) == 2
+        assert len(world.service.requests.eject("work")) == 2
         await world.result(1)
         assert [(job.name, r.outcome) for job, r in world.ends] == [
             ("work", Outcome.CANCELLED),
@@ -403,16 +404,18 @@ def test_eject_ends_everything_on_the_disk(play: Play) -> None:
         world.service.arrived(stick())
         world.service.arrived(stick("CCCC-DDDD", 7, "/dev/sdx2"))
         assert list(world.service.supervisor.jobs()) == []
-        assert world.service.view("home").safe
+        assert world.service.views.of("home").safe
         world.script = None
-        world.service.run("home")  # asked for, it runs
+        world.service.requests.run("home")  # asked for, it runs
         assert (await world.result(2)).outcome is Outcome.DONE
-        assert len(world.service.eject("home")) == 1  # idle: only the proof remains to be made
+        assert (
+            len(world.service.requests.eject("home")) == 1
+        )  # idle: only the proof remains to be made
         assert (await world.result(3)).outcome is Outcome.DONE
         assert world.ends[3][0].kind is JobKind.RELEASE
         world.service.left("/dev/sdx")
         with pytest.raises(DriveAbsent):
-            world.service.eject("home")
+            world.service.requests.eject("home")
 
     play(scene)
 
@@ -469,8 +472,8 @@ def test_a_refused_key_is_told_and_the_next_source_asked(play: Play) -> None:
 def test_an_init_uses_the_passphrase_of_its_pipes(play: Play) -> None:
     async def scene(world: World) -> None:
         blank = stick("", 9, "/dev/sdz1")
-        job = world.service.init(blank, {"name": "new", "include": ["/etc"]})
-        writers = [world.service.hand_over(job.id, p) for p in ("format", "first-open")]
+        job = world.service.requests.init(blank, {"name": "new", "include": ["/etc"]})
+        writers = [world.service.requests.hand_over(job.id, p) for p in ("format", "first-open")]
         for fd in writers:
             os.write(fd, b"pass phrase\n")
             os.close(fd)
@@ -490,9 +493,9 @@ def test_an_init_that_is_pulled_is_told_as_what_it_was(
     async def scene(world: World) -> None:
         said = [["say", "enrolled.", "enrolled"]] if enrolled else []
         world.script = [*said, ["phase", "formatting"], ["hang"]]
-        world.service.init(stick("", 9, "/dev/sdz1"), {"name": "new", "owner": "me"})
+        world.service.requests.init(stick("", 9, "/dev/sdz1"), {"name": "new", "owner": "me"})
         await world.phase(Phase.FORMATTING, "new")
-        view = world.service.view("new")
+        view = world.service.views.of("new")
         assert (view.job, view.owner) == (JobKind.INIT, "me")
         world.service.left("/dev/sdz")
         result = await world.result()
@@ -506,17 +509,17 @@ def test_an_init_ends_with_who_asked_for_it(play: Play) -> None:
     async def scene(world: World) -> None:
         world.script = [["phase", "formatting"], ["stop"]]
         blank = stick("", 9, "/dev/sdz1")
-        job = world.service.init(blank, {"name": "new"})
-        writers = [world.service.hand_over(job.id, p) for p in ("format", "first-open")]
+        job = world.service.requests.init(blank, {"name": "new"})
+        writers = [world.service.requests.hand_over(job.id, p) for p in ("format", "first-open")]
         with pytest.raises(Busy):
-            world.service.init(blank, {"name": "other"})
+            world.service.requests.init(blank, {"name": "other"})
         await world.phase(Phase.FORMATTING, "new")
         for fd in writers:
             os.close(fd)
-        world.service.client_left(job)
+        world.service.requests.client_left(job)
         assert job.stop is StopReason.CANCEL
         assert (await job.over).outcome is Outcome.CANCELLED
-        world.service.client_left(job)
+        world.service.requests.client_left(job)
 
     play(scene)
 
@@ -527,18 +530,18 @@ def test_an_init_ends_with_who_asked_for_it(play: Play) -> None:
 def test_an_init_that_cannot_be(play: Play, options: dict[str, Any], says: str) -> None:
     async def scene(world: World) -> None:
         with pytest.raises(Refused, match=says):
-            world.service.init(stick("", 9, "/dev/sdz1"), options)
+            world.service.requests.init(stick("", 9, "/dev/sdz1"), options)
 
     play(scene)
 
 
 def test_a_survey_is_no_run(play: Play) -> None:
     async def scene(world: World) -> None:
-        found = await world.service.survey(stick("", 9, "/dev/sdz1"), {})
+        found = await world.service.requests.survey(stick("", 9, "/dev/sdz1"), {})
         assert found["model"] == "SanDisk Ultra"
         assert world.said.lines == []
         assert world.history.runs() == []
-        assert [view.name for view in world.service.views()] == ["home", "work"]
+        assert [view.name for view in world.service.views.all()] == ["home", "work"]
 
     play(scene)
 
@@ -567,7 +570,7 @@ def test_events_that_were_lost_are_made_good(play: Play) -> None:
         world.service.resync([stick(diskseq=8), stick("CCCC-DDDD", 9, "/dev/sdy1")])
         assert (await world.result()).error == "DriveAbsent"
         await world.until(lambda: len(world.ends) == 3)
-        assert world.service.view("work").state is State.IDLE
+        assert world.service.views.of("work").state is State.IDLE
 
     play(scene)
 
@@ -580,15 +583,15 @@ def test_a_change_of_passphrases_uses_those_of_its_pipes(play: Play) -> None:
         world.service.arrived(stick())
         await world.result()
         world.script = KEYS
-        job = world.service.passphrase("home", {"action": "change"})
+        job = world.service.requests.passphrase("home", {"action": "change"})
         with pytest.raises(Busy):
-            world.service.passphrase("home", {"action": "change"})
+            world.service.requests.passphrase("home", {"action": "change"})
         for purpose in ("current", "new"):
-            fd = world.service.hand_over(job.id, purpose)
+            fd = world.service.requests.hand_over(job.id, purpose)
             os.write(fd, purpose.encode())
             os.close(fd)
         with pytest.raises(Refused):
-            world.service.hand_over(job.id, "new")
+            world.service.requests.hand_over(job.id, "new")
         assert (await job.over).outcome is Outcome.DONE
         assert "home: got new from enrolment" in world.said.texts()
         assert "home: change of what opens it begun on /dev/sdx1 (SanDisk Ultra)." in (
@@ -602,19 +605,19 @@ def test_a_change_of_passphrases_uses_those_of_its_pipes(play: Play) -> None:
 def test_a_change_of_length_is_a_run_of_its_own(play: Play) -> None:
     async def scene(world: World) -> None:
         with pytest.raises(DriveAbsent):
-            world.service.resize("home", "max")
+            world.service.requests.resize("home", "max")
         world.service.arrived(stick())
         await world.result()
         with pytest.raises(Refused, match="is not a size"):
-            world.service.resize("home", "much")
+            world.service.requests.resize("home", "much")
         with pytest.raises(Refused, match="the partition itself is encrypted"):
-            world.service.resize("home", "+1G")
+            world.service.requests.resize("home", "+1G")
         world.script = [["phase", "resizing"], ["stop"]]
-        run = world.service.resize("home", "max")
+        run = world.service.requests.resize("home", "max")
         with pytest.raises(Busy):
-            world.service.resize("home", "max")
+            world.service.requests.resize("home", "max")
         await world.phase(Phase.RESIZING)
-        assert world.service.cancel("home") == [run]
+        assert world.service.requests.cancel("home") == [run]
         await world.result(1)
         assert "home: change of its length begun on /dev/sdx1 (SanDisk Ultra)." in (
             world.said.texts()
@@ -629,8 +632,8 @@ def test_a_recovery_key_comes_out_of_the_other_end(play: Play) -> None:
         world.service.arrived(stick())
         await world.result()
         world.script = [["give", "recovery-key", "ebjj-nkue"]]
-        job = world.service.passphrase("home", {"action": "recovery-key"})
-        reading = world.service.hand_over(job.id, "recovery-key")
+        job = world.service.requests.passphrase("home", {"action": "recovery-key"})
+        reading = world.service.requests.hand_over(job.id, "recovery-key")
         await job.over
         assert os.read(reading, 100) == b"ebjj-nkue"
         assert os.read(reading, 100) == b""
@@ -645,9 +648,9 @@ def test_a_change_of_passphrases_ends_with_who_asked_for_it(play: Play) -> None:
         world.service.arrived(stick())
         await world.result()
         world.script = [["phase", "changing"], ["stop"]]
-        job = world.service.passphrase("home", {"action": "add"})
+        job = world.service.requests.passphrase("home", {"action": "add"})
         await world.phase(Phase.CHANGING)
-        world.service.client_left(job)
+        world.service.requests.client_left(job)
         assert (await job.over).outcome is Outcome.CANCELLED
 
     play(scene)
@@ -660,9 +663,9 @@ def test_a_change_of_passphrases_ends_with_who_asked_for_it(play: Play) -> None:
 def test_a_change_of_passphrases_that_cannot_be(play: Play, options: dict[str, Any]) -> None:
     async def scene(world: World) -> None:
         with pytest.raises(Refused):
-            world.service.passphrase("home", options)
+            world.service.requests.passphrase("home", options)
         with pytest.raises(DriveAbsent):
-            world.service.passphrase("home", {"action": "add"})
+            world.service.requests.passphrase("home", {"action": "add"})
 
     play(scene)
 
@@ -671,7 +674,7 @@ def test_a_look_at_the_header_is_no_run(play: Play) -> None:
     async def scene(world: World) -> None:
         world.service.arrived(stick())
         await world.result()
-        assert await world.service.look("home") == {"difference": ""}
+        assert await world.service.requests.look("home") == {"difference": ""}
         assert len(world.history.runs()) == 1
 
     play(scene)

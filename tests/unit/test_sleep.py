@@ -46,7 +46,7 @@ def test_an_ejected_drive_is_not_backed_up_to_again(
         when(tmp_path, 'repeat = "1s"')
         world.service.arrived(stick())
         await world.result()
-        world.service.eject("home")
+        world.service.requests.eject("home")
         await world.result(1)
         await asyncio.sleep(1.5)
         assert len(world.ends) == 2
@@ -90,7 +90,7 @@ def test_before_sleep_everything_ends_and_after_it_goes_on(play: Play) -> None: 
         assert world.history.runs("home")[0].interrupted
         assert world.history.runs("work") == []  # it had not begun
         with pytest.raises(Refused, match="goes to sleep"):
-            world.service.run("home")
+            world.service.requests.run("home")
         world.service.sleep.ends()
         await world.phase(Phase.SYNCING)
         await asyncio.sleep(0.05)
@@ -105,7 +105,7 @@ def test_what_was_asked_for_is_taken_up_too(play: Play) -> None:  # noqa: F811
         world.service.arrived(stick())
         await world.result()
         world.script = WAIT
-        world.service.run("home", full=True)
+        world.service.requests.run("home", full=True)
         await world.phase(Phase.SYNCING)
         world.service.sleep.begins(5.0)
         await world.result(1)
@@ -128,7 +128,7 @@ def test_what_is_gone_or_ejected_is_not_taken_up(play: Play, then: str) -> None:
         if then == "pulled":
             world.service.left("/dev/sdx")
         else:
-            world.service.eject("home")
+            world.service.requests.eject("home")
         world.service.sleep.ends()
         await asyncio.sleep(0.1)
         assert [job for job in world.service.supervisor.jobs() if job.recorded] == []

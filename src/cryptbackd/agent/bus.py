@@ -8,13 +8,14 @@ of a request is taken, and all others are closed.
 from __future__ import annotations
 
 import asyncio
-import os
+import contextlib
 from typing import Any
 
 from dbus_fast import BusType, Message, MessageFlag, MessageType, Variant
 from dbus_fast.aio.message_bus import MessageBus
 from dbus_fast.errors import AuthError, InvalidAddressError
 
+from ..closing import Closer
 from .desktop import Desktop
 from .log import Priority, say
 from .requests import Requests
@@ -39,9 +40,11 @@ class Registration:
         self._bus: MessageBus | None = None
         self._owner = ""
         """The daemon's unique name, while there is a daemon."""
+        self._closer = Closer()
         self._requests = Requests()
         self._desktop = Desktop(self._ask_for)
         self._registering: asyncio.Task[None] | None = None
+        self._completing: set[asyncio.Task[None]] = set()
 
     async def connect(self) -> None:
         """Connect, and register if the daemon is there; raises Lost."""
@@ -170,8 +173,7 @@ class Registration:
                 return Message.new_error(message, _DENIED, "This agent answers cryptbackd alone.")
             return self._requested(message, fds)
         finally:
-            for fd in fds:
-                os.close(fd)
+            self._closer.close(fds)
 
     def _requested(self, message: Message, fds: list[int]) -> Message | bool | None:
         match message.member, message.signature:
@@ -197,11 +199,27 @@ class Registration:
             case "DriveChanged", "sa{sv}":
                 self._desktop.changed(_plain(message.body[1]))
             case "JobFinished", "sa{sv}":
-                self._desktop.finished(_plain(message.body[1]))
+                self._finished(_plain(message.body[1]))
             case "Reminder", "su":
                 self._desktop.reminder(*message.body)
             case _:
                 pass
+
+    def _finished(self, result: dict[str, Any]) -> None:
+        if result.get("withheld"):
+            self._completing.add(task := asyncio.create_task(self._completed(result)))
+            task.add_done_callback(self._completing.discard)
+        else:
+            self._desktop.finished(result)
+
+    async def _completed(self, result: dict[str, Any]) -> None:
+        """Tell of the end of a job with the texts that not everybody is told."""
+        with contextlib.suppress(Lost):  # which is told by :meth:`until`
+            body = [result["id"]]
+            reply = await self._call(self._owner, _PATH, _INTERFACE, "GetResult", "s", body)
+            if reply.message_type is not MessageType.ERROR:
+                result |= _plain(reply.body[0])
+        self._desktop.finished(result)
 
     def _maybe_owner_changed(self, message: Message) -> None:
         if message.member != "NameOwnerChanged" or message.sender != _BUS:

@@ -46,10 +46,6 @@ class Client:
         _handle, (fd,) = await self._call(member, signature, list(body))
         return fd
 
-    async def call_with_fd(self, member: str, signature: str, fd: int, *body: Any) -> list[Any]:
-        """The answer of a method of the daemon, to which a copy of the descriptor *fd* goes."""
-        return (await self._call(member, signature, list(body), [fd]))[0]
-
     async def answer_and_fd(self, member: str, signature: str, *body: Any) -> tuple[Any, int]:
         """What a method answers, and the descriptor that goes with it, the caller's to close."""
         (answer, _handle), (fd,) = await self._call(member, signature, list(body))
@@ -75,7 +71,23 @@ class Client:
                 "What was going on is taken up when it starts again; see `journalctl -u"
                 " cryptbackd`.",
             )
+        what, values = item
+        if values.get("withheld"):
+            await self._complete(what, values)
         return item
+
+    async def _complete(self, what: str, values: Values) -> None:
+        """Add the texts that a signal has not, where the user may know them."""
+        try:
+            if what == "JobFinished":
+                (now,) = await self.call("GetResult", "s", values["id"])
+                values.update(now)
+            elif values["warned"]:
+                (now,) = await self.call("GetDrive", "s", values["name"])
+                if now["run"] == values["run"]:
+                    values.update({key: now[key] for key in ("warned", "warnings", "withheld")})
+        except CryptbackError:
+            pass  # then it is as it was told to everybody
 
     def _received(self, message: Message) -> None:
         if message.message_type is not MessageType.SIGNAL:
@@ -87,9 +99,9 @@ class Client:
             self._heard.put_nowait((str(message.member), plain(message.body[1])))
 
     async def _call(
-        self, member: str, signature: str, body: list[Any], fds: list[int] | None = None
+        self, member: str, signature: str, body: list[Any]
     ) -> tuple[list[Any], list[int]]:
-        reply = await self._ask(_NAME, _PATH, _INTERFACE, member, signature, body, fds)
+        reply = await self._ask(_NAME, _PATH, _INTERFACE, member, signature, body)
         return [plain(value) for value in reply.body], list(reply.unix_fds)
 
     async def _ask(
@@ -100,7 +112,6 @@ class Client:
         member: str,
         signature: str,
         body: list[Any],
-        fds: list[int] | None = None,
     ) -> Message:
         if sendable(body) != body:
             raise Refused(
@@ -114,7 +125,6 @@ class Client:
             member=member,
             signature=signature,
             body=body,
-            unix_fds=fds or [],
             # Where an administrator must allow it, polkit may ask for one.
             flags=MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION,
         )

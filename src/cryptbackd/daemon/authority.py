@@ -16,6 +16,7 @@ import attrs
 from dbus_fast import Message, MessageType, Variant
 
 from ..errors import Refused
+from ..text import printable
 
 _INTERACTIVE = 120.0
 """Seconds that a person has to show who they are."""
@@ -59,6 +60,11 @@ def action_for(action: Action, owner: str | None, user: int) -> Action:
     return Action.MANAGE
 
 
+def is_told(owner: str | None, user: int | None) -> bool:
+    """Whether *user* (None: everybody) is told what names files on a drive of *owner*."""
+    return owner is None or user == 0 or (user is not None and _is(owner, user))
+
+
 def _is(owner: str, user: int) -> bool:
     try:
         return pwd.getpwnam(owner).pw_uid == user
@@ -96,7 +102,8 @@ class Authority:
     async def _ask_polkit(self, sender: str, action: Action, drive: str, interactive: bool) -> None:
         self._asked += 1
         name = f"cryptback-{self._asked}"
-        details = {"drive": drive or "a drive", "polkit.message": _MESSAGES[action]}
+        told = printable(drive, 40) or "a drive"  # whoever calls can say anything
+        details = {"drive": told, "polkit.message": _MESSAGES[action]}
         question = _call(
             "CheckAuthorization",
             "(sa{sv})sa{ss}us",

@@ -11,29 +11,12 @@ from typing import Any
 
 import attrs
 
-from .. import kernel
 from ..errors import Refused
 from ..text import printable
 from . import sessions
 
-_FUSE = (10, 229)
-"""The number of ``/dev/fuse`` (Documentation/admin-guide/devices.txt)."""
 LOOKING = 5.0
 """Seconds between two looks at whether somebody has logged out."""
-
-
-def want_mount(fd: int) -> None:
-    """Raise Refused unless *fd* is of ``/dev/fuse``.
-
-    A file of a filesystem that a user serves could keep us waiting for ever: what it is, is
-    asked in a way in which the kernel asks nobody else.
-    """
-    try:
-        found = kernel.device_number(fd)
-    except OSError:
-        found = None
-    if found != _FUSE:
-        raise Refused("What was handed over is no mount: not a descriptor of /dev/fuse.")
 
 
 def name_of(user: int) -> str:

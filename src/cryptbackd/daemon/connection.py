@@ -1,5 +1,9 @@
 """A connection to the system bus that strangers can neither end nor keep busy.
 
+The bus keeps their descriptors from whoever has our name (``systemd/dbus/org.cryptback1.conf``): so
+the name is asked for in the same breath as the connection itself, and no time is left in which
+they could send one to a connection that has no name yet.
+
 dbus-fast ends the connection for flags or a kind of message that it has no name for, and when
 more is to be sent than fits in at the moment; and it reads for as long as there is anything to
 read, while nothing else is done.  Everybody on the computer can bring about each of these.
@@ -7,13 +11,22 @@ read, while nothing else is done.  Everybody on the computer can bring about eac
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import socket
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from dbus_fast import BusType, MessageFlag, MessageType, constants
+from dbus_fast import (
+    BusType,
+    Message,
+    MessageFlag,
+    MessageType,
+    NameFlag,
+    RequestNameReply,
+    constants,
+)
 from dbus_fast.aio.message_bus import MessageBus
 from dbus_fast.errors import AuthError, InvalidAddressError
 
@@ -64,17 +77,66 @@ class _InOrder(deque[Any]):
     pop = deque.popleft
 
 
-async def connect() -> MessageBus:
-    """A connection of one's own; raises OSError when there is no bus."""
+class _Stream:
+    """What the greeting is written to, and nothing else; something follows it at once."""
+
+    def __init__(self, stream: Any, follows: bytes) -> None:
+        self._stream = stream
+        self._follows = follows
+
+    def write(self, greeting: bytes) -> None:
+        """Write the greeting."""
+        self._stream.write(greeting + self._follows)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def make() -> MessageBus:
+    """A connection of one's own that is still to be joined; raises OSError when there is no bus."""
     _name_everything()
     try:
         bus = MessageBus(bus_type=BusType.SYSTEM, negotiate_unix_fd=True)
-        inside: Any = bus
-        inside._sock = inside._writer.sock = _Socket(inside._sock)
-        inside._writer.messages = _InOrder()
-        return await bus.connect()
-    except (AuthError, InvalidAddressError, EOFError) as exc:
+    except InvalidAddressError as exc:
         raise OSError(str(exc)) from exc
+    inside: Any = bus
+    inside._sock = inside._writer.sock = _Socket(inside._sock)
+    inside._writer.messages = _InOrder()
+    return bus
+
+
+async def join(bus: MessageBus, name: str) -> None:
+    """Connect it under this name; raises OSError, also when the name is taken."""
+    request = Message(
+        destination="org.freedesktop.DBus",
+        path="/org/freedesktop/DBus",
+        interface="org.freedesktop.DBus",
+        member="RequestName",
+        signature="su",
+        body=[name, NameFlag.DO_NOT_QUEUE.value],
+        serial=bus.next_serial(),
+    )
+    named: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+
+    def heard(reply: Message | None, error: Exception | None) -> None:
+        if named.done():
+            return
+        if reply is None:
+            named.set_exception(OSError(str(error)))
+        else:
+            named.set_result(reply)
+
+    inside: Any = bus
+    inside._method_return_handlers[request.serial] = heard
+    inside._stream = _Stream(inside._stream, bytes(request._marshall(False)))
+    try:
+        await bus.connect()
+    except (AuthError, EOFError) as exc:
+        named.cancel()
+        raise OSError(str(exc)) from exc
+    reply = await named
+    if reply.body != [RequestNameReply.PRIMARY_OWNER.value]:
+        raise OSError(f"the name {name} was refused: {reply.body}")
 
 
 def _name_everything() -> None:

@@ -33,6 +33,10 @@ XML = """\
       <arg name="limit" type="u" direction="in"/>
       <arg name="runs" type="aa{sv}" direction="out"/>
     </method>
+    <method name="GetResult">
+      <arg name="run" type="s" direction="in"/>
+      <arg name="result" type="a{sv}" direction="out"/>
+    </method>
     <!-- Read the answer from the pipe, a line of JSON at a time: docs/dbus.md. -->
     <method name="Find">
       <arg name="pattern" type="s" direction="in"/>
@@ -111,15 +115,11 @@ XML = """\
       <arg name="options" type="a{sv}" direction="in"/>
       <arg name="run" type="s" direction="out"/>
     </method>
-    <!-- Two steps: when the phase is `browsing`, mount, and say by ShowOn where. -->
+    <!-- Two steps: when the phase is `browsing`, mount, and hand that over (HandOver, `mount`). -->
     <method name="Browse">
       <arg name="name" type="s" direction="in"/>
       <arg name="options" type="a{sv}" direction="in"/>
       <arg name="run" type="s" direction="out"/>
-    </method>
-    <method name="ShowOn">
-      <arg name="run" type="s" direction="in"/>
-      <arg name="fuse" type="h" direction="in"/>
     </method>
     <method name="Close">
       <arg name="name" type="s" direction="in"/>

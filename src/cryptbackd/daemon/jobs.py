@@ -57,6 +57,8 @@ class Job:
     finished: RunResult | None = None
     mount: asyncio.Future[int] | None = None
     """Of browsing: gets the descriptor of the mount, which is the supervisor's to close."""
+    mounting: bool = False
+    """Whether a way to hand that over was given."""
     enrolled: bool = False
     """Whether an init has come so far that the drive is enrolled, whatever happens now."""
     begun: float = 0.0
@@ -74,6 +76,13 @@ class Job:
     def recorded(self) -> bool:
         """Whether it is a run, which the history and the journal know; the others are not."""
         return self.kind not in (JobKind.SURVEY, JobKind.LOOK, JobKind.RECOVER, JobKind.RELEASE)
+
+    @property
+    def owner(self) -> str | None:
+        """Whose it is what it is about; None: nobody's in particular."""
+        if self.entry is not None:
+            return self.entry.owner
+        return self.options.get("owner") if self.kind is JobKind.INIT else "root"
 
     @property
     def shown_to(self) -> str:

@@ -107,7 +107,7 @@ class _Daemon:
             self._status_timer.cancel()
             self._status_timer = None
         if self._service is not None:
-            self._manager.status(status.line(self._service.views(), time.time()))
+            self._manager.status(status.line(self._service.views.all(), time.time()))
 
     def _unexpected(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """A mistake of ours: tell all of it, and end in order, so that systemd starts afresh."""

@@ -24,6 +24,7 @@ from ..model import Device
 from ..text import printable
 
 _NOT_PLUGGED = re.compile(r"(dm-|loop|md|nbd|ram|zram)\d")
+_SEQUENCE = re.compile(r"[0-9]{1,18}")
 
 
 @attrs.frozen
@@ -127,12 +128,11 @@ def _seen(device: pyudev.Device) -> Seen | None:
         disk = device.find_parent("block", "disk")
     if disk is None or disk.device_node is None:
         return None
-    sequence = device.properties.get("DISKSEQ") or disk.properties.get("DISKSEQ")
-    if sequence is None:
+    sequence = _property(device, "DISKSEQ") or _property(disk, "DISKSEQ")
+    if _SEQUENCE.fullmatch(sequence) is None:
         return None
     number = device.device_number
-    properties = device.properties
-    words = [properties.get(key, "").replace("_", " ").strip() for key in ("ID_VENDOR", "ID_MODEL")]
+    words = [_property(device, key).replace("_", " ").strip() for key in ("ID_VENDOR", "ID_MODEL")]
     return Seen(
         Device(
             node=str(device.device_node),
@@ -140,8 +140,16 @@ def _seen(device: pyudev.Device) -> Seen | None:
             minor=os.minor(number),
             disk=str(disk.device_node),
             diskseq=int(sequence),
-            uuid=properties.get("ID_FS_UUID", ""),
-            fstype=properties.get("ID_FS_TYPE", ""),
+            uuid=_property(device, "ID_FS_UUID"),
+            fstype=_property(device, "ID_FS_TYPE"),
         ),
         printable(" ".join(word for word in words if word), 60),
     )
+
+
+def _property(device: pyudev.Device, key: str) -> str:
+    """What udev says of *device*; empty where it says nothing, or nothing that is text."""
+    try:
+        return str(device.properties.get(key, ""))
+    except UnicodeDecodeError:
+        return ""

@@ -89,7 +89,7 @@ class Tokens:
                 return luks2.first(header).tokens
         except FileNotFoundError:
             return ()
-        except (OSError, ForgedDrive, KeyError, ValueError, TypeError, AttributeError) as exc:
+        except (OSError, ForgedDrive) as exc:
             raise SourceFailed(f"The stored header {file} can't be read: {exc}") from exc
 
     def _want_plugin(self, kind: str) -> None:

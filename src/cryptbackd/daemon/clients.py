@@ -1,0 +1,61 @@
+"""Whoever asked for a job that ends with them: when they leave the bus, it is over.
+
+What is known of a client lives as long as its jobs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import attrs
+
+from ..errors import CryptbackError, Refused
+from .agents import Link
+from .jobs import Job
+from .tasks import Tasks
+
+
+@attrs.define
+class Clients:
+    """The jobs that end with who asked for them; *ends* is called for each that does."""
+
+    link: Link
+    ends: Callable[[Job], None]
+    _jobs: dict[str, list[Job]] = attrs.field(factory=dict)
+    """By the unique bus names of those who asked."""
+    _tasks: Tasks = attrs.field(factory=Tasks)
+
+    async def mind(self, client: str, job: Job) -> None:
+        """End *job* when *client* leaves the bus before the drive is enrolled."""
+        try:
+            await self._mind(client, job)
+        except BaseException:
+            self.ends(job)
+            raise
+
+    async def _mind(self, client: str, job: Job) -> None:
+        self._jobs.setdefault(client, []).append(job)
+        if not await self.link.mind(client):
+            self.left(client)
+
+        async def forget() -> None:
+            await job.over
+            with contextlib.suppress(CryptbackError):
+                await self.link.unmind(client)
+            if client in self._jobs:
+                self._jobs[client].remove(job)
+                if not self._jobs[client]:
+                    del self._jobs[client]
+
+        self._tasks.start(forget())
+
+    def want_asker(self, client: str, run: str) -> None:
+        """Raise Refused unless *client* asked for the job *run*."""
+        if all(job.id != run for job in self._jobs.get(client, [])):
+            raise Refused("Nothing is wanted from you for that.")
+
+    def left(self, client: str) -> None:
+        """The connection *client* is gone."""
+        for job in self._jobs.get(client, []):
+            self.ends(job)
