@@ -1,7 +1,5 @@
 """``python3 -m cryptbackd.cli``."""
 
-import sys
+from .main import program
 
-from .main import main
-
-sys.exit(main())
+program()

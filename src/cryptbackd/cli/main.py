@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from typing import NoReturn
 
 import click
 
 from .. import __version__
 from ..errors import Cancelled
+from ..leaving import leave
 from .output import complain
 
 VERBS = (
@@ -56,6 +58,11 @@ class Verbs(click.Group):
 @click.version_option(__version__, prog_name="cryptback")
 def cryptback() -> None:
     """Encrypted backups to USB drives: plug one in, and it is backed up to."""
+
+
+def program() -> NoReturn:
+    """What is installed as ``cryptback``: :func:`main`, and the end of the process."""
+    leave(main())
 
 
 def main() -> int:

@@ -14,14 +14,13 @@ be open.
 
 from __future__ import annotations
 
-import argparse
 import os
 import select
 import signal
 import socket
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from .. import kernel, secret
 
@@ -30,33 +29,30 @@ if TYPE_CHECKING:
     from ..protocol import Start
     from .control import Control
 
+_USAGE = """\
+usage: cryptbackd.worker --socket FD      do the job that comes over FD
+       cryptbackd.worker --sweep [NAME]   lock what a dead worker (of that entry) left open"""
+
 
 def main() -> int:
-    """Parse the command line of a worker; the exit status tells the daemon nothing more."""
-    parser = argparse.ArgumentParser(prog="cryptbackd.worker")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--socket", type=int, metavar="FD", help="do the job that comes over FD")
-    what.add_argument(
-        "--sweep",
-        nargs="?",
-        const="",
-        metavar="NAME",
-        help="lock what a dead worker (of that entry, or any) left open",
-    )
-    options = parser.parse_args()
+    """Do what the command line says; the exit status tells the daemon nothing more."""
     secret.secretive()
-    if options.sweep is not None:
-        from .sweep import main as sweep
+    match sys.argv[1:]:
+        case ["--socket", fd]:
+            _stub(int(fd))
+        case ["--sweep", *names] if len(names) <= 1:
+            from .sweep import main as sweep
 
-        return sweep(options.sweep or None)
-    return _stub(options.socket)
+            return sweep(names[0] if names else None)
+    print(_USAGE, file=sys.stderr)
+    return 2
 
 
-def _stub(fd: int) -> int:
+def _stub(fd: int) -> NoReturn:
     daemon = os.getppid()
     kernel.die_with_parent(signal.SIGKILL)
     if os.getppid() != daemon:
-        return 1
+        os._exit(1)
     kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWPID)
     kernel.set_propagation("/", kernel.MS_REC | kernel.MS_SLAVE)
     stub = os.pidfd_open(os.getpid())
@@ -69,7 +65,8 @@ def _stub(fd: int) -> int:
         os._exit(_worker(fd))
     os.close(fd)
     _pid, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status) & 0xFF
+    # There is nothing to tidy up that would be worth the time.
+    os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
 
 
 def _has_ended(pidfd: int) -> bool:
@@ -81,16 +78,15 @@ def _has_ended(pidfd: int) -> bool:
 
 def _worker(fd: int) -> int:
     from .. import protocol
-    from ..run import run
     from .control import Control
-    from .layers.mounted import MOUNT
 
     # Process 1 of a namespace ignores every signal that it has no handler for.
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     os.umask(0o077)
     # Our PID namespace needs a /proc of its own (bubblewrap looks its child up there).  It is
     # read-only: a fresh one that isn't would undo the service's ProtectKernelTunables=.
-    run([MOUNT, "--types", "proc", "--options", "ro,nosuid,nodev,noexec", "proc", "/proc"])
+    safe = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
+    kernel.mount("proc", "/proc", safe | kernel.MS_RDONLY)
     with socket.socket(fileno=fd) as sock:
         control = Control(sock)
         try:
@@ -139,8 +135,6 @@ def _job(start: Start) -> Callable[[Start, Control], RunResult]:
 
 
 def _do(start: Start, control: Control) -> RunResult:
-    import traceback
-
     from ..errors import CryptbackError, DriveFailed
     from ..model import Outcome, RunResult
     from ..text import printable
@@ -152,12 +146,12 @@ def _do(start: Start, control: Control) -> RunResult:
     except OSError as exc:
         # An errno that no layer expected: the drive's fault more often than ours, but the
         # traceback is what a bug report needs.
-        traceback.print_exc()
+        _print_traceback()
         return control.failed(
             DriveFailed(f"An operation failed unexpectedly: {printable(str(exc))}.")
         )
     except Exception as exc:
-        traceback.print_exc()
+        _print_traceback()
         return RunResult(
             Outcome.FAILED,
             f"cryptbackd made a mistake: {type(exc).__name__}.",
@@ -165,3 +159,9 @@ def _do(start: Start, control: Control) -> RunResult:
             error="CryptbackError",
             warnings=list(control.warnings),
         )
+
+
+def _print_traceback() -> None:
+    import traceback
+
+    traceback.print_exc()
