@@ -13,7 +13,9 @@ import json
 import os
 import socket
 import struct
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -23,13 +25,13 @@ PATH = "/org/cryptback1"
 INTERFACE = "org.cryptback1.Manager"
 BUS = "org.freedesktop.DBus"
 ADDRESS = os.environ.get("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/run/dbus/system_bus_socket")
-CALL, SIGNAL = 1, 4
+CALL, RETURN, ERROR, SIGNAL = 1, 2, 3, 4
 NO_REPLY = 1
 METHODS = {
-    "ListDrives": "", "GetDrive": "s", "GetHistory": "su", "RegisterAgent": "",
+    "ListDrives": "", "GetDrive": "s", "GetHistory": "su", "GetResult": "s", "RegisterAgent": "",
     "UnregisterAgent": "", "Run": "sa{sv}", "Verify": "sa{sv}", "Cancel": "s",
     "Eject": "s", "Survey": "sa{sv}", "Init": "sa{sv}", "Header": "s", "Passphrase": "sa{sv}",
-    "Adopt": "s", "Repair": "sa{sv}", "HandOver": "ss", "Browse": "sa{sv}", "ShowOn": "sh",
+    "Adopt": "s", "Repair": "sa{sv}", "HandOver": "ss", "Browse": "sa{sv}",
     "Close": "s", "Kit": "s", "KitWritten": "ss", "Forget": "s", "Resize": "ss",
     "Restore": "sa{sv}", "Recover": "sa{sv}",
     "Find": "sa{sv}", "Versions": "s", "Compare": "sss",
@@ -62,6 +64,11 @@ def body_for(kinds: str) -> bytes:
     return body
 
 
+def text_of(message: bytes) -> str:
+    """The only value of a message, a string."""
+    return message.rstrip(b"\0").rpartition(b"\0")[2].decode()
+
+
 class Client:
     """A connection; ``send`` says anything."""
 
@@ -76,12 +83,14 @@ class Client:
         self.sock.sendall(b"BEGIN\r\n")
         self.serial = 0
         self.got = b""
+        self.fds: list[int] = []
         self.send(self.message("Hello", to=BUS, path="/org/freedesktop/DBus", interface=BUS))
-        self.reply()
+        self.name = text_of(self.reply())
 
     def message(
         self, member: str, kinds: str = "", body: bytes = b"", *, to: str = NAME, path: str = PATH,
         interface: str = INTERFACE, kind: int = CALL, flags: int = 0, fds: int = 0,
+        answers: int = 0,
     ) -> bytes:  # fmt: skip
         self.serial += 1
         fields = b""
@@ -95,9 +104,10 @@ class Client:
                 fields += signature(text)
             else:
                 fields = padded(fields, 4) + string(text)
-        if fds:
-            fields = padded(padded(fields, 8) + bytes([9]) + signature("u"), 4)
-            fields += struct.pack("<I", fds)
+        for code, number in ((5, answers), (9, fds)):
+            if number:
+                fields = padded(padded(fields, 8) + bytes([code]) + signature("u"), 4)
+                fields += struct.pack("<I", number)
         start = b"l" + bytes([kind, flags, 1])
         start += struct.pack("<III", len(body), self.serial, len(fields))
         return padded(start + fields, 8) + body
@@ -109,21 +119,32 @@ class Client:
         else:
             self.sock.sendall(data)
 
+    def next(self) -> bytes:
+        """The next message."""
+        while len(self.got) < 16:
+            self._more()
+        length, _serial, fields = struct.unpack("<III", self.got[4:16])
+        end = 16 + fields + -fields % 8 + length
+        while len(self.got) < end:
+            self._more()
+        message, self.got = self.got[:end], self.got[end:]
+        return message
+
     def reply(self) -> bytes:
         """The next reply; everything else is passed over."""
-        while True:
-            while len(self.got) < 16:
-                self._more()
-            length, _serial, fields = struct.unpack("<III", self.got[4:16])
-            end = 16 + fields + -fields % 8 + length
-            while len(self.got) < end:
-                self._more()
-            message, self.got = self.got[:end], self.got[end:]
-            if message[1] in (2, 3):
-                return message
+        while (message := self.next())[1] not in (RETURN, ERROR):
+            pass
+        return message
+
+    def owner(self) -> str:
+        """The unique name of the daemon."""
+        name = string(NAME)
+        self.send(self.message("GetNameOwner", "s", name, to=BUS, path="/", interface=BUS))
+        return text_of(self.reply())
 
     def _more(self) -> None:
-        data = self.sock.recv(1 << 16)
+        data, fds, _flags, _address = socket.recv_fds(self.sock, 1 << 16, 8)
+        self.fds += fds
         if not data:
             raise ConnectionResetError
         self.got += data
@@ -139,6 +160,120 @@ class Client:
                 pass
 
         threading.Thread(target=read, daemon=True).start()
+
+
+class Filesystem:
+    """A mount whose server never tells root that a file may be closed (FUSE_FLUSH).
+
+    Whoever closes a descriptor of it waits, and no signal ends that, not even SIGKILL.  A *mute*
+    one answers nothing at all.
+    """
+
+    FLUSH, INIT = 25, 26
+
+    def __init__(self, place: str = "", mute: bool = False) -> None:
+        self.place = place or tempfile.mkdtemp()
+        self.mute = mute
+        self.keeps = True
+        self.kept: list[int] = []
+        """The questions without an answer."""
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            around = {**os.environ, "_FUSE_COMMFD": str(theirs.fileno())}
+            command = ["fusermount3", "-o", "rw", "--", self.place]
+            subprocess.run(command, check=True, env=around, pass_fds=[theirs.fileno()])
+            _data, (self.device,), _flags, _address = socket.recv_fds(ours, 1, 1)
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def file(self) -> int:
+        return os.open(os.path.join(self.place, "file"), os.O_RDONLY)
+
+    def close(self) -> None:
+        subprocess.run(["fusermount3", "-u", "-z", "--", self.place], check=True)
+        os.rmdir(self.place)
+
+    def answer_all(self) -> None:
+        """Let those go on who wait."""
+        self.keeps = False
+        for unique in self.kept:
+            os.write(self.device, struct.pack("=IiQ", 16, 0, unique))
+
+    def _serve(self) -> None:
+        while True:
+            request = os.read(self.device, 1 << 18)
+            _length, code, unique, node, user = struct.unpack_from("=IIQQI", request)
+            if code in (2, 36, 42):  # forget, interrupt, batch forget: nobody waits for an answer
+                continue
+            unanswered = (code == self.FLUSH and user == 0) or (self.mute and code != self.INIT)
+            if self.keeps and unanswered:
+                self.kept.append(unique)
+                continue
+            error, answer = self._answer(code, node)
+            os.write(self.device, struct.pack("=IiQ", 16 + len(answer), error, unique) + answer)
+
+    def _answer(self, code: int, node: int) -> tuple[int, bytes]:
+        match code:
+            case 1:  # lookup
+                return 0, struct.pack("=QQQQII", 2, 0, 60, 60, 0, 0) + self._attributes(2)
+            case 3:  # getattr
+                return 0, struct.pack("=QII", 60, 0, 0) + self._attributes(node)
+            case 14:  # open
+                return 0, struct.pack("=QII", 1, 0, 0)
+            case self.INIT:
+                return 0, struct.pack("=IIIIHHII", 7, 31, 0, 0, 12, 9, 1 << 16, 1) + bytes(36)
+            case 18 | self.FLUSH:
+                return 0, b""
+        return -38, b""  # ENOSYS
+
+    @staticmethod
+    def _attributes(node: int) -> bytes:
+        mode = 0o40755 if node == 1 else 0o100644
+        owner = (os.getuid(), os.getgid())
+        return struct.pack("=6Q3I7I", node, 0, 0, 0, 0, 0, 0, 0, 0, mode, 1, *owner, 0, 4096, 0)
+
+
+def unclosable(seconds: float = 5.0) -> int:
+    """Descriptors whose closing takes for ever, with messages of all kinds."""
+    filesystem = Filesystem()
+    count = 0
+    for to in (NAME, Client().owner()):
+        for kind, member, kinds in (
+            (SIGNAL, "ListDrives", ""), (SIGNAL, "PrepareForSleep", "b"), (RETURN, "", ""),
+            (ERROR, "", ""), (CALL, "ListDrives", ""), (CALL, "HandOver", "ss"), (CALL, "No", ""),
+        ):  # fmt: skip
+            for flags in (0, NO_REPLY):
+                # The bus may end one that says what it does not like.
+                other = Client()
+                other.swallow()
+                data = other.message(
+                    member, kinds, body_for(kinds), to=to, kind=kind, flags=flags, fds=1,
+                    answers=1 if kind in (RETURN, ERROR) else 0,
+                )  # fmt: skip
+                file = filesystem.file()
+                with contextlib.suppress(OSError):
+                    other.send(data, [file])
+                os.close(file)
+                count += 1
+    time.sleep(seconds)
+    filesystem.close()
+    return count
+
+
+def early(until: str) -> int:
+    """Descriptors to connections that are only just made, until the file *until* is there."""
+    count = 0
+    client = Client()
+    client.swallow()
+    while not os.path.exists(until):
+        newest = int(Client().name.rpartition(".")[2])
+        messages = [
+            client.message("Anything", to=f":1.{newest + ahead}", kind=SIGNAL, fds=1)
+            for ahead in range(1, 9)
+        ]
+        for message in messages * 20:
+            client.send(message, [0])
+            count += 1
+    return count
 
 
 def oddities() -> int:
@@ -237,6 +372,11 @@ def leave() -> int:
     return count
 
 
+def ask_each(flags: str, *members: str) -> dict[str, dict[str, object]]:
+    """What one call of each of these methods is answered."""
+    return {member: ask(member, flags) for member in members}
+
+
 def ask(member: str, flags: str = "0") -> dict[str, object]:
     """What one call of a method is answered: whether it was refused, and in which words."""
     client = Client()
@@ -250,31 +390,101 @@ def ask(member: str, flags: str = "0") -> dict[str, object]:
     }
 
 
-def look(until: str) -> dict[str, float]:
-    """Ask for the drives over and over until the file *until* is there: how long that took."""
+def wait_for(path: str) -> None:
+    while not os.path.exists(path):
+        time.sleep(0.1)
+
+
+def serve(place: str, until: str) -> bool:
+    """A filesystem there whose server answers nothing, until the file *until* is there."""
+    filesystem = Filesystem(place, mute=True)
+    wait_for(until)
+    filesystem.close()
+    return True
+
+
+def browse(until: str) -> bool:
+    """Hand over something else than a mount, that can't be closed before the file *until* is there.
+
+    Whether it was taken.
+    """
     client = Client()
-    slowest, count = 0.0, 0
+    client.send(client.message("Browse", "sa{sv}", body_for("sa{sv}")))
+    run = text_of(client.reply())
+    while True:
+        client.send(client.message("GetDrive", "s", body_for("s")))
+        if b"browsing" in client.reply():
+            break
+        time.sleep(0.2)
+    wanted = padded(string(run), 4) + string("mount")
+    client.send(client.message("HandOver", "ss", wanted))
+    client.reply()
+    filesystem = Filesystem()
+    with socket.socket(fileno=client.fds[0]) as way:
+        file = filesystem.file()
+        socket.send_fds(way, [b"mount"], [file])
+        taken = way.recv(1) != b""
+    wait_for(until)
+    filesystem.answer_all()
+    os.close(file)
+    filesystem.close()
+    return taken
+
+
+def answer(descriptors: str) -> dict[str, bool]:
+    """Be an agent that answers one question, with so many descriptors."""
+    client = Client()
+    client.send(client.message("RegisterAgent"))
+    client.reply()
+    while (call := client.next())[1] != CALL:
+        pass
+    (serial,) = struct.unpack_from("<I", call, 8)
+    number = int(descriptors)
+    for name in (NAME, client.owner()):
+        reply = client.message("", to=name, path="", interface="", kind=RETURN, answers=serial,
+                               fds=number)  # fmt: skip
+        client.send(reply, [0] * number)
+    time.sleep(0.2)
+    return {"asked": True}
+
+
+def look(until: str, pid: str) -> dict[str, float]:
+    """Ask for the drives over and over until the file *until* is there: how long that took.
+
+    ``busiest`` is how long the daemon, the process *pid*, was at work while somebody waited for an
+    answer.  Unlike the time that passed, that does not grow with what else the computer does.
+    """
+    client = Client()
+    slowest, busiest, count = 0.0, 0.0, 0
     while count < 10 or not os.path.exists(until):
-        started = time.monotonic()
+        worked, started = at_work(pid), time.monotonic()
         client.send(client.message("ListDrives"))
         answer = client.reply()
         assert answer[1] == 2, answer
         slowest = max(slowest, time.monotonic() - started)
+        busiest = max(busiest, at_work(pid) - worked)
         count += 1
         time.sleep(0.02)
-    return {"slowest": slowest, "count": count}
+    return {"slowest": slowest, "busiest": busiest, "count": count}
 
 
-ATTACKS: dict[str, Callable[[], int]] = {
+def at_work(pid: str) -> float:
+    """Seconds of processor time that a process has used until now (proc_pid_stat(5))."""
+    with open(f"/proc/{pid}/stat", encoding="ascii") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+ATTACKS: dict[str, Callable[..., object]] = {
     "oddities": oddities, "descriptors": descriptors, "types": types, "flood": flood,
-    "leave": leave,
+    "leave": leave, "unclosable": unclosable,
+}  # fmt: skip
+
+OTHERS: dict[str, Callable[..., object]] = {
+    "look": look, "early": early, "answer": answer, "ask": ask, "ask_each": ask_each,
+    "serve": serve, "browse": browse,
 }  # fmt: skip
 
 if __name__ == "__main__":
     what, *rest = sys.argv[1:]
-    if what == "look":
-        print(json.dumps(look(rest[0])))
-    elif what == "ask":
-        print(json.dumps(ask(*rest)))
-    else:
-        print(json.dumps(ATTACKS[what]()))
+    print(json.dumps((ATTACKS | OTHERS)[what](*rest)))

@@ -9,16 +9,18 @@ up to which number they count.  What is opened here is closed when the call, or 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from . import paths
+from . import foreign, paths
 
 _NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z:._-]{0,99}")
 _LARGEST = 16 << 20
@@ -67,9 +69,10 @@ def kept(name: str, up_to: int) -> list[Kept]:
     place = paths.catalogue(name)
     found = []
     for path in place.glob("[!.]*.json"):
+        if not is_name(path.stem):
+            continue
         try:
-            with path.open("rb") as file:
-                record = json.loads(file.read(_LARGEST))
+            record = foreign.loads(raw_record(path))
             sequence = record["sequence"]
             if type(sequence) is not int or not 1 <= sequence <= up_to:
                 continue
@@ -82,10 +85,23 @@ def kept(name: str, up_to: int) -> list[Kept]:
     return sorted(found, key=lambda version: version.sequence)
 
 
+def raw_record(path: Path) -> bytes:
+    """What is in a record, here or on a drive; raises OSError, also for no regular file."""
+    with _opened(path) as file:
+        return file.read(_LARGEST)
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file, hexadecimal; raises OSError, also for what is no regular file."""
+    with _opened(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BufferedReader]:
+    # Nobody is waited for who would write to a fifo.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(fd, "rb") as file:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(0, "it is no file", str(path))
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        yield file

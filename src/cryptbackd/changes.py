@@ -5,12 +5,22 @@ Blocks that both manifests have are not looked at: what two versions have in com
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import attrs
 
 from .manifest import SEPARATOR, UNKNOWN, Reader
+
+_FIELDS = re.compile(
+    rb"[a-zA-Z?] [0-7]{1,6} [0-9]{1,10} [0-9]{1,10} [0-9]{1,10} [0-9]{1,19}"
+    rb" -?[0-9]{1,20}\.[0-9]{1,20} [^ ]* [^ ]* [^\0]* [^ ]*\Z"
+)
+"""What follows the path in a record, as far as it is made numbers of."""
+
+
+_NO_RECORD = (b"?", *[b"0"] * 5, b"0.0", b"-", b"-", b" -")
 
 
 class Change(NamedTuple):
@@ -76,10 +86,13 @@ def _others(reader: Reader, common: set[bytes]) -> Iterator[tuple[bytes, list[by
 
 
 def fields(raw: bytes) -> tuple[bytes, list[bytes]]:
-    """The key of a record, and its fields: the last one is target and checksum."""
+    """The key of a record, and its fields: the last one is target and checksum.
+
+    Those of what is no record are such that nobody but root is told of it.
+    """
     path, _separator, rest = raw.partition(SEPARATOR)
     split = rest.split(b" ", 9)
-    return path + SEPARATOR, split if len(split) == 10 else [b"?", *[b"0"] * 8, b" -"]
+    return path + SEPARATOR, split if _FIELDS.match(rest) else list(_NO_RECORD)
 
 
 def same_content(one: list[bytes], other: list[bytes]) -> bool:

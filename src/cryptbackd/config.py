@@ -8,27 +8,17 @@ The language is described in cryptback-drives(5); the duration and size words ar
 
 from __future__ import annotations
 
-import functools
 import json
-import operator
 import os
+import re
 import stat
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NewType
 
 import attrs
-from cattrs import (
-    BaseValidationError,
-    ClassValidationError,
-    Converter,
-    ForbiddenExtraKeysError,
-    IterableValidationError,
-)
-from cattrs.gen import make_dict_structure_fn
 
-from . import paths
+from . import foreign, paths
 from .errors import ConfigError, UnknownDrive
 from .paths import NAME
 from .text import parse_duration, printable
@@ -107,13 +97,22 @@ class Entry:
     after: After = attrs.field(factory=After)
 
 
-class _Wanted(ValueError):
-    """A value that is not what is wanted there."""
+_UUID = re.compile(r"[0-9A-Za-z-]{1,64}")
+_SHARE = re.compile(r"(\d{1,3}(?:\.\d{0,9})?|\.\d{1,9})%", re.ASCII)
+_LONGEST = 100 * 366 * 86_400
+"""Seconds."""
 
-    def __init__(self, found: object, wanted: str) -> None:
-        super().__init__(wanted)
-        self.found = found
-        self.wanted = wanted
+
+class _Fault(Exception):
+    """What is wrong with the key ``path``."""
+
+    def __init__(self, path: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.path = path
+
+
+def _unwanted(path: str, found: object, wanted: str) -> _Fault:
+    return _Fault(path, f"found {_found(found)}, wanted {wanted}")
 
 
 def _found(value: object) -> str:
@@ -124,13 +123,17 @@ def _found(value: object) -> str:
     return "a list" if isinstance(value, list) else f"a {type(value).__name__}"
 
 
-def _text(wanted: str, good: Callable[[str], bool]) -> Callable[[object, object], str]:
-    def structure(value: object, _type: object) -> str:
+_Read = Callable[[object, str], Any]
+"""Takes a value of the file and the path of its key; raises _Fault."""
+
+
+def _text(wanted: str, good: Callable[[str], bool]) -> _Read:
+    def read_text(value: object, path: str) -> str:
         if not isinstance(value, str) or "\0" in value or not good(value):
-            raise _Wanted(value, wanted)
+            raise _unwanted(path, value, wanted)
         return value
 
-    return structure
+    return read_text
 
 
 def _is_absolute(path: str) -> bool:
@@ -142,114 +145,89 @@ def _is_beneath(path: str) -> bool:
     return path.isprintable() and all(part not in ("", ".", "..") for part in parts)
 
 
-def _boolean(value: object, _type: object) -> bool:
+def _boolean(value: object, path: str) -> bool:
     if not isinstance(value, bool):
-        raise _Wanted(value, "true or false")
+        raise _unwanted(path, value, "true or false")
     return value
 
 
-def _count(value: object, _type: object) -> int:
+def _count(value: object, path: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 1_000_000:
-        raise _Wanted(value, "a whole number from 0 on")
+        raise _unwanted(path, value, "a whole number from 0 on")
     return value
 
 
-def _duration(value: object, _type: object) -> int:
+def _duration(value: object, path: str) -> int:
     try:
-        return parse_duration(value if isinstance(value, str) else "")
+        seconds = parse_duration(value if isinstance(value, str) else "")
     except ValueError:
-        raise _Wanted(value, 'a time such as "30min", "1h" or "14d"') from None
+        seconds = _LONGEST + 1
+    if seconds > _LONGEST:
+        raise _unwanted(path, value, 'a time such as "30min", "1h" or "14d"')
+    return seconds
 
 
-def _share(value: object, _type: object) -> float:
-    number = value[:-1] if isinstance(value, str) and value.endswith("%") else ""
-    try:
-        share = float(number) / 100
-    except ValueError:
-        share = -1.0
+def _share(value: object, path: str) -> float:
+    match = _SHARE.fullmatch(value) if isinstance(value, str) else None
+    share = float(match[1]) / 100 if match is not None else -1.0
     if not 0 <= share <= 1:
-        raise _Wanted(value, 'a percentage such as "1%"')
+        raise _unwanted(path, value, 'a percentage such as "1%"')
     return share
 
 
-def _converter() -> Converter:
-    converter = Converter(forbid_extra_keys=True, detailed_validation=True)
-    texts: dict[Any, Callable[[object, object], str]] = {
-        Uuid: _text(
-            "the filesystem UUID that `lsblk -f` shows",
-            lambda s: 0 < len(s) <= 64 and all(c.isalnum() or c == "-" for c in s),
-        ),
-        AbsolutePath: _text('an absolute path without ".."', _is_absolute),
-        FileName: _text('a file name on the drive, without ".."', _is_beneath),
-        Pattern: _text("an rsync pattern in one line", lambda s: s != "" and "\n" not in s),
-        User: _text("a user's name", lambda s: s != "" and s.isprintable() and " " not in s),
-    }
-    hooks: dict[Any, Callable[[Any, Any], Any]] = {
-        **texts,
-        FileName | None: texts[FileName],
-        User | None: texts[User],
-        Count: _count,
-        Duration: _duration,
-        Duration | None: _duration,
-        Share: _share,
-        Share | None: _share,
-        tuple[AbsolutePath, ...]: _list_of(texts[AbsolutePath]),
-        tuple[Pattern, ...]: _list_of(texts[Pattern]),
-    }
-    for type_, hook in hooks.items():
-        # By predicate: cattrs' lookup by class knows no NewType, union or generic.
-        converter.register_structure_hook_func(functools.partial(operator.eq, type_), hook)
-    # By class: else that of int, which bool is, would be found first.
-    converter.register_structure_hook(bool, _boolean)
-    for cls in (Backup, Keep, When, Verify, After, Entry):
-        plain = make_dict_structure_fn(
-            cls, converter, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=True
-        )
-        converter.register_structure_hook(cls, _table(plain))
-    return converter
-
-
-def _table(plain: Callable[[Any, Any], Any]) -> Callable[[object, object], Any]:
-    def structure(value: object, type_: object) -> Any:
-        if not isinstance(value, dict):
-            raise _Wanted(value, "a table")
-        return plain(value, type_)
-
-    return structure
-
-
-def _list_of(
-    hook: Callable[[object, object], str],
-) -> Callable[[object, object], tuple[str, ...]]:
-    def structure(value: object, type_: object) -> tuple[str, ...]:
+def _list_of(item: _Read) -> _Read:
+    def read_list(value: object, path: str) -> tuple[Any, ...]:
         if not isinstance(value, list):
-            raise _Wanted(value, "a list")
-        return tuple(hook(item, type_) for item in value)
+            raise _unwanted(path, value, "a list")
+        return tuple(item(each, path) for each in value)
 
-    return structure
-
-
-_CONVERTER = _converter()
+    return read_list
 
 
-def _first_fault(error: BaseException, path: str) -> tuple[str, str]:
-    """The key path and the sentence of the first thing that is wrong below *error*."""
-    if isinstance(error, ClassValidationError | IterableValidationError):
-        inner = error.exceptions[0]
-        notes = getattr(inner, "__notes__", [])
-        # "Structuring class Keep @ attribute last": before cattrs 23.1 the note is just text.
-        name = str(notes[0]).rsplit(" ", 1)[-1] if notes else ""
-        return _first_fault(inner, f"{path}.{name}" if path and name else path or name)
-    if isinstance(error, ForbiddenExtraKeysError):
-        extra = printable(sorted(error.extra_fields)[0], 60)
-        known = ", ".join(field.name for field in attrs.fields(error.cl))
-        key = f"{path}.{extra}" if path else extra
-        return key, f"no such key is known; the keys here are {known}"
-    if isinstance(error, _Wanted):
-        return path, f"found {_found(error.found)}, wanted {error.wanted}"
-    if isinstance(error, KeyError):
-        return path or str(error.args[0]), "it is missing"
-    return path, printable(str(error))
+def _table(cls: type[Any]) -> _Read:
+    def read_table(value: object, path: str) -> Any:
+        if not isinstance(value, dict):
+            raise _unwanted(path, value, "a table")
+        begins = f"{path}." if path else ""
+        fields = {field.name: field for field in attrs.fields(cls)}
+        found = {}
+        for name, field in fields.items():
+            if name in value:
+                found[name] = _READ[_kind(field)](value[name], begins + name)
+            elif field.default is attrs.NOTHING:
+                raise _Fault(begins + name, "it is missing")
+        for extra in sorted(value.keys() - fields.keys()):
+            known = ", ".join(fields)
+            raise _Fault(
+                begins + printable(extra, 60), f"no such key is known; the keys here are {known}"
+            )
+        return cls(**found)
+
+    return read_table
+
+
+def _kind(field: attrs.Attribute[Any]) -> str:
+    """The type of a field, as it is written in the class; that there may be none is the same."""
+    return str(field.type).removesuffix(" | None")
+
+
+_PATH = _text('an absolute path without ".."', _is_absolute)
+_PATTERN = _text("an rsync pattern in one line", lambda s: s != "" and "\n" not in s)
+_READ: dict[str, _Read] = {
+    "Uuid": _text(
+        "the filesystem UUID that `lsblk -f` shows",
+        lambda s: _UUID.fullmatch(s) is not None,
+    ),
+    "FileName": _text('a file name on the drive, without ".."', _is_beneath),
+    "User": _text("a user's name", lambda s: s != "" and s.isprintable() and " " not in s),
+    "Count": _count,
+    "Duration": _duration,
+    "Share": _share,
+    "bool": _boolean,
+    "tuple[AbsolutePath, ...]": _list_of(_PATH),
+    "tuple[Pattern, ...]": _list_of(_PATTERN),
+    **{cls.__name__: _table(cls) for cls in (Backup, Keep, When, Verify, After)},
+}
 
 
 def parse(text: str, where: str) -> Entry:
@@ -259,14 +237,13 @@ def parse(text: str, where: str) -> Entry:
     """
     hint = "See cryptback-drives(5)."
     try:
-        raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
+        raw = foreign.toml(text)
+    except ValueError as exc:
         raise ConfigError(f"{where}: this is not TOML: {printable(str(exc))}.", hint) from exc
     try:
-        entry: Entry = _CONVERTER.structure(raw, Entry)
-    except (BaseValidationError, ForbiddenExtraKeysError, _Wanted) as exc:
-        key, fault = _first_fault(exc, "")
-        raise ConfigError(f"{where}: {key}: {fault}.", hint) from None
+        entry: Entry = _table(Entry)(raw, "")
+    except _Fault as fault:
+        raise ConfigError(f"{where}: {fault.path}: {fault}.", hint) from None
     if not entry.backup.include and not entry.backup.include_from:
         raise ConfigError(
             f"{where}: backup.include: it is missing or empty, and so is include_from: there is"
@@ -356,6 +333,7 @@ def render(
     owner: str | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
+    include_from: tuple[str, ...] = (),
 ) -> str:
     """The TOML of a new entry, as ``init`` writes it; ``parse`` reads it back the same."""
 
@@ -370,7 +348,11 @@ def render(
         lines.append(f"container = {toml(container)}")
     if owner is not None:
         lines.append(f"owner = {toml(owner)}")
-    lines += ["", "[backup]", f"include = {array(include)}"]
+    lines += ["", "[backup]"]
+    if include or not include_from:
+        lines.append(f"include = {array(include)}")
+    if include_from:
+        lines.append(f"include_from = {array(include_from)}")
     if exclude:
         lines.append(f"exclude = {array(exclude)}")
     return "\n".join(lines) + "\n"

@@ -25,6 +25,10 @@ _SYS_MOUNT_SETATTR = 442
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWPID = 0x20000000
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_NOEXEC = 8
 MS_REC = 0x4000
 MS_SLAVE = 1 << 19
 _PR_SET_PDEATHSIG = 1
@@ -56,6 +60,7 @@ _BLKGETDISKSEQ = 0x80081280
 _BLKGETSIZE64 = 0x80081272
 
 _BTRFS_IOC_GET_SUBVOL_INFO = 0x81F8943C
+_BTRFS_IOC_FS_INFO = 0x8400941F
 
 _CLOCK_REALTIME = 0
 _TFD_TIMER_ABSTIME = 1
@@ -86,6 +91,20 @@ def set_propagation(path: str, flags: int) -> None:
     _check(
         _libc.mount(None, os.fsencode(path), None, ctypes.c_ulong(flags), None),
         path,
+    )
+
+
+def mount(fstype: str, target: str, flags: int, options: str = "") -> None:
+    """Mount a filesystem that lies on no device (``proc``, ``tmpfs``) at *target* (mount(2))."""
+    _check(
+        _libc.mount(
+            ctypes.c_char_p(fstype.encode()),
+            ctypes.c_char_p(os.fsencode(target)),
+            ctypes.c_char_p(fstype.encode()),
+            ctypes.c_ulong(flags),
+            ctypes.c_char_p(options.encode()),
+        ),
+        target,
     )
 
 
@@ -125,9 +144,10 @@ def openat2(directory: int, path: str | bytes, flags: int, resolve: int, mode: i
 def bind_read_only(source: int, target: str, *, recursive: bool) -> None:
     """Show the directory or file *source* (a descriptor, O_PATH will do) at *target*.
 
-    Read-only, nosuid, nodev, noexec and private, before anybody can see it there.
-    *recursive* takes along what is mounted below (open_tree(2), mount_setattr(2),
-    move_mount(2); Linux 5.12).
+    Read-only, nosuid, nodev, noexec and private, before anybody can see it there, and no
+    symbolic link is followed in it: it can be read, as any link, by readlink(2).  *recursive*
+    takes along what is mounted below (open_tree(2), mount_setattr(2), move_mount(2);
+    Linux 5.14).
     """
     deep = _AT_RECURSIVE if recursive else 0
     tree = _syscall(
@@ -139,7 +159,11 @@ def bind_read_only(source: int, target: str, *, recursive: bool) -> None:
     )
     try:
         attributes = (
-            _MOUNT_ATTR_RDONLY | _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV | _MOUNT_ATTR_NOEXEC
+            _MOUNT_ATTR_RDONLY
+            | _MOUNT_ATTR_NOSUID
+            | _MOUNT_ATTR_NODEV
+            | _MOUNT_ATTR_NOEXEC
+            | _MOUNT_ATTR_NOSYMFOLLOW
         )
         attr = struct.pack("=QQQQ", attributes, 0, _MS_PRIVATE, 0)
         _syscall(
@@ -282,4 +306,15 @@ def btrfs_last_change(path: str) -> int:
     finally:
         os.close(fd)
     number: int = struct.unpack_from("=Q", info, 344)[0]
+    return number
+
+
+def btrfs_devices(fd: int) -> int:
+    """On how many devices the mounted btrfs lies that *fd* was opened on.
+
+    ``num_devices`` of BTRFS_IOC_FS_INFO (linux/btrfs.h).
+    """
+    info = bytearray(1024)
+    fcntl.ioctl(fd, _BTRFS_IOC_FS_INFO, info)
+    number: int = struct.unpack_from("=Q", info, 8)[0]
     return number

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 import attrs
@@ -36,6 +38,8 @@ TOKENS = (TPM2, FIDO2, RECOVERY)
 _BINARY = 4096
 _CSUM_AT = FIELDS.size - 64
 _SIZES = tuple(1 << n for n in range(14, 23))
+_UUID = re.compile(r"[0-9A-Za-z-]{0,40}")
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,19}")
 
 
 def forged(what: str) -> ForgedDrive:
@@ -47,6 +51,24 @@ def need(good: bool, what: str) -> None:
     """Raise ForgedDrive unless *good*."""
     if not good:
         raise forged(what)
+
+
+def number(text: object) -> int:
+    """What a number in text is (offsets, and the numbers of keyslots); raises ForgedDrive.
+
+    Written as everybody reads it the same: Python would take ``1_6`` and blanks, C the ``16`` of
+    ``16x``.
+    """
+    if not isinstance(text, str) or _NUMBER.fullmatch(text) is None:
+        raise forged("a number in it is odd")
+    return int(text)
+
+
+def whole(number: object) -> int:
+    """*number*, a whole one; raises ForgedDrive.  To Python ``512.0`` and ``True`` are as good."""
+    if type(number) is not int:
+        raise forged("a number in it is odd")
+    return number
 
 
 @attrs.frozen
@@ -72,29 +94,42 @@ class Metadata:
     @property
     def fingerprint(self) -> str:
         """That of the volume; see :func:`fingerprint`.  Raises ForgedDrive."""
-        try:
+        with understood():
             segment, digest = self.json["segments"]["0"], self.json["digests"]["0"]
-            sector_size, offset = segment["sector_size"], int(segment["offset"])
+            sector_size, offset = segment["sector_size"], number(segment["offset"])
             return fingerprint(digest["digest"], digest["salt"], sector_size, offset)
-        except (KeyError, ValueError, TypeError) as exc:
-            raise forged(f"it can't be understood ({printable(str(exc), 60)})") from exc
 
     @property
     def detached(self) -> bool:
-        """Whether the data begins where the drive does: there is no header on it."""
-        return str(self.json.get("segments", {}).get("0", {}).get("offset", "")) == "0"
+        """Whether the data begins where the drive does: there is no header on it.
+
+        Raises ForgedDrive.
+        """
+        with understood():
+            return bool(self.json["segments"]["0"]["offset"] == "0")
 
     @property
     def tokens(self) -> tuple[Token, ...]:
-        """Its tokens, in the order of their numbers."""
-        found = sorted((int(number), token) for number, token in self.json["tokens"].items())
-        return tuple(_token(number, token) for number, token in found)
+        """Its tokens, in the order of their numbers.  Raises ForgedDrive."""
+        with understood():
+            found = [_token(number(name), each) for name, each in self.json["tokens"].items()]
+            return tuple(sorted(found, key=lambda token: token.number))
 
 
-def _token(number: int, token: dict[str, Any]) -> Token:
+def _token(number_: int, token: dict[str, Any]) -> Token:
     pin = token.get("tpm2-pin") is True or token.get("fido2-clientPin-required") is True
-    slots = tuple(sorted(int(slot) for slot in token["keyslots"]))
-    return Token(number, str(token["type"]), slots, pin)
+    need(isinstance(token["keyslots"], list), "the keyslots of a token are no list")
+    slots = tuple(sorted(number(slot) for slot in token["keyslots"]))
+    return Token(number_, str(token["type"]), slots, pin)
+
+
+@contextmanager
+def understood() -> Iterator[None]:
+    """Whatever is not where it is looked for in the block is forged; raises ForgedDrive."""
+    try:
+        yield
+    except (LookupError, ValueError, TypeError, AttributeError, struct.error) as exc:
+        raise forged(f"it can't be understood ({printable(str(exc), 60)})") from exc
 
 
 def first(file: BinaryIO) -> Metadata:
@@ -110,10 +145,8 @@ def first(file: BinaryIO) -> Metadata:
 
 def metadata(raw: bytes, offset: int = 0, magic: bytes = MAGIC[0]) -> Metadata:
     """The metadata area at *offset*; raises ForgedDrive when there is none that is whole."""
-    try:
+    with understood():
         return _metadata(raw, offset, magic)
-    except (KeyError, ValueError, TypeError, AttributeError, struct.error) as exc:
-        raise forged(f"it can't be understood ({printable(str(exc), 60)})") from exc
 
 
 def _metadata(raw: bytes, offset: int, magic: bytes) -> Metadata:
@@ -128,7 +161,38 @@ def _metadata(raw: bytes, offset: int, magic: bytes) -> Metadata:
     need(hashlib.sha256(blank).digest() == fields[11][:32], "its checksum is wrong")
     text = area[_BINARY:].split(b"\0", 1)[0]
     uuid = fields[7].rstrip(b"\0").decode("ascii")
-    return Metadata(json.loads(text), size, fields[3], uuid)
+    need(_UUID.fullmatch(uuid) is not None, "its UUID is none")
+    return Metadata(_read(text), size, fields[3], uuid)
+
+
+def _read(text: bytes) -> dict[str, Any]:
+    """The JSON *text*, where whoever reads it must read the same; raises ForgedDrive, ValueError.
+
+    cryptsetup's own parser ends a name at a NUL, and so would find another cipher under the same
+    name than was judged here.
+    """
+    need(b"\\u0000" not in text, "there is a NUL in it")
+    try:
+        found: dict[str, Any] = json.loads(
+            text.decode("ascii"),
+            object_pairs_hook=_names_once,
+            parse_float=_no_number,
+            parse_constant=_no_number,
+        )
+    except RecursionError:
+        raise forged("it is nested too deeply") from None
+    need(isinstance(found, dict), "its metadata are no object")
+    return found
+
+
+def _names_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    need(len(found) == len(pairs), "a name stands in it twice")
+    return found
+
+
+def _no_number(text: str) -> None:
+    raise forged(f"it has {printable(text, 40)} where a number should be")
 
 
 def fingerprint(digest: str, salt: str, sector_size: int, offset: int) -> str:

@@ -23,24 +23,30 @@ Finished        worker      none; the last message, everything is locked
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import socket
-from typing import Any, ClassVar
+from collections.abc import Hashable
+from enum import StrEnum
+from types import UnionType
+from typing import Any, ClassVar, cast, get_args, get_origin, get_type_hints
 
 import attrs
 
+from . import foreign
 from .model import (
     Device,
     JobKind,
     LedgerEntry,
-    Outcome,
     Phase,
     Progress,
     RunResult,
     StopReason,
 )
+from .text import printable
 
+_LARGEST = 1 << 63
 MAX_PACKET = 192 * 1024
 """Bytes; below the kernel's default socket buffer (net.core.wmem_default, 212,992)."""
 
@@ -170,32 +176,57 @@ def encode(message: Message) -> bytes:
 
 
 def decode(packet: bytes) -> Message:
-    """The message in *packet*; raises ProtocolError when it is none."""
+    """The message in *packet*, every field of its type; raises ProtocolError when it is none.
+
+    Numbers and texts are such that the bus and the history can take them.
+    """
     try:
-        raw = json.loads(packet)
+        raw = foreign.loads(packet)
         cls = _BY_SAY[raw.pop("say")]
-        return _decode(cls, raw)
+        message: Message = _object(cls, raw)
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
-        raise ProtocolError(f"not a message: {exc}") from exc
+        raise ProtocolError(f"not a message: {printable(str(exc))}") from exc
+    return message
 
 
-def _decode(cls: type[Message], raw: dict[str, Any]) -> Message:
-    if cls is Start:
-        raw["job"] = JobKind(raw["job"])
-        raw["device"] = Device(**raw["device"])
-        raw["ledger"] = LedgerEntry(**raw["ledger"]) if raw["ledger"] else None
-    elif cls is Stop:
-        raw["reason"] = StopReason(raw["reason"])
-    elif cls is PhaseChanged:
-        raw["phase"] = Phase(raw["phase"])
-    elif cls is Progressed:
-        raw["progress"] = Progress(**raw["progress"])
-    elif cls is Finished:
-        result = raw["result"]
-        result["outcome"] = Outcome(result["outcome"])
-        result["ledger"] = LedgerEntry(**result["ledger"]) if result["ledger"] else None
-        raw["result"] = RunResult(**result)
-    return cls(**raw)
+def _object(cls: Any, raw: dict[str, Any]) -> Any:
+    kinds = _kinds(cls)
+    return cls(**{name: _value(kinds[name], item, name) for name, item in raw.items()})
+
+
+@functools.cache
+def _kinds(cls: Hashable) -> dict[str, Any]:
+    hints = get_type_hints(cls)
+    return {field.name: hints[field.name] for field in attrs.fields(cast(type[Any], cls))}
+
+
+def _value(kind: Any, value: Any, name: str) -> Any:
+    """*value* as a field of this kind has it; raises ValueError, KeyError and TypeError."""
+    if isinstance(kind, UnionType):
+        return None if value is None else _value(get_args(kind)[0], value, name)
+    if get_origin(kind) is list and isinstance(value, list):
+        return [_value(get_args(kind)[0], item, name) for item in value]
+    if get_origin(kind) is dict and isinstance(value, dict):
+        return value
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(_bounded(value, name))
+    if kind is int and type(value) is int:
+        return _bounded(value, name)
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind is str and isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if attrs.has(kind) and isinstance(value, dict):
+        return _object(kind, value)
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return kind(value)
+    raise TypeError(f"{name} is not what it must be")
+
+
+def _bounded(value: float, name: str) -> float:
+    if not -_LARGEST <= value < _LARGEST:
+        raise ValueError(f"{name} can't be that")
+    return value
 
 
 def send(sock: socket.socket, message: Message, fd: int | None = None) -> None:

@@ -23,6 +23,7 @@ import attrs
 from . import catalogue, manifest, moment
 from .changes import Holding, Summary, changes, checksum, compare, fields
 from .errors import CryptbackError, ManifestDamaged, Refused
+from .leaving import leave
 from .search import Pattern, Search, State, groups_of
 from .seeing import Seer
 
@@ -157,7 +158,8 @@ def _opened(version: catalogue.Kept) -> Iterator[manifest.Reader]:
 
 def _version(version: catalogue.Kept, summary: Summary | None, texts: bool) -> Line:
     record = version.record
-    warnings = [w for w in record.get("warnings") or [] if isinstance(w, str)]
+    told = record.get("warnings")
+    warnings = [w for w in told if isinstance(w, str)] if isinstance(told, list) else []
     return {
         "version": version.name,
         "sequence": version.sequence,
@@ -231,4 +233,4 @@ def _say(line: Line) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -30,6 +30,8 @@ from typing import Any
 
 import attrs
 
+from . import foreign
+
 MAX_PACKET = 128 * 1024
 SOURCE = "/source"
 """Where the reading rsync sees the version's root."""
@@ -85,14 +87,30 @@ def receive(sock: socket.socket) -> tuple[dict[str, Any], int | None] | None:
     if not packet:
         return None
     try:
-        values = json.loads(packet)
-    except (ValueError, RecursionError):
-        values = None
-    if not isinstance(values, dict):
+        return _values(packet), fds[0] if fds else None
+    except NotUnderstood:
         for fd in fds:
             os.close(fd)
+        raise
+
+
+def receive_alone(sock: socket.socket) -> dict[str, Any] | None:
+    """The next packet; None at the end.  Raises NotUnderstood, and OSError.
+
+    A descriptor beside it is never ours: to close one, whoever serves its file is waited for.
+    """
+    packet = sock.recv(MAX_PACKET)
+    return _values(packet) if packet else None
+
+
+def _values(packet: bytes) -> dict[str, Any]:
+    try:
+        values = foreign.loads(packet)
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
         raise NotUnderstood("no object")
-    return values, fds[0] if fds else None
+    return values
 
 
 def reader_options(*, dry: bool, contents: bool, devices: bool) -> list[str]:

@@ -139,7 +139,8 @@ class Child:
         interrupt: Interrupt | None = None,
         tick: tuple[float, Callable[[], None]] | None = None,
     ) -> Iterator[tuple[str, bytes]]:
-        """Yield ``("out"|"err", bytes)`` until both streams are closed.
+        """Yield ``("out"|"err", bytes)`` until both streams are closed.  What was left unread can
+        be read by another call.
 
         *tick* is a number of seconds and what to call when nothing came for so long.
         Raises ToolFailed when *deadline* (seconds from now) passes.
@@ -152,7 +153,7 @@ class Child:
                     selector.register(stream, selectors.EVENT_READ, name)
             if interrupt is not None:
                 selector.register(interrupt[0], selectors.EVENT_READ, "interrupt")
-            if process.stdin is not None:
+            if process.stdin is not None and not process.stdin.closed:
                 selector.register(process.stdin, selectors.EVENT_WRITE, "in")
             while any(key.data in ("out", "err") for key in selector.get_map().values()):
                 wait = None if end is None else max(0.0, end - time.monotonic())

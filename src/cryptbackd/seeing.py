@@ -12,7 +12,7 @@ import re
 from .manifest import Block, Reader
 
 _READ, _SEARCH = 4, 1
-_DIRECTORY = re.compile(rb"(?:^|\0)([^\0]+?)//d ([0-7]+) (\d+) (\d+) ")
+_DIRECTORY = re.compile(rb"(?:^|\0)([^\0]+?)//d ([0-7]{1,6}) ([0-9]{1,10}) ([0-9]{1,10}) ")
 _MOST_BLOCKS = 4096
 
 

@@ -75,13 +75,15 @@ def reserve(total: int) -> int:
     return min(max(total // 100, 16 * MIB), 1024 * MIB)
 
 
-def length(wanted: Wanted, *, current: int, taken: int, free: int, total: int, fstype: str) -> int:
+def length(
+    wanted: Wanted, *, current: int, taken: int, free: int, total: int, most: int | None
+) -> int:
     """Bytes that the container of *current* bytes is to have.
 
     *taken* of them have their place on the drive (the others are holes); *free* and *total* are
-    bytes of the drive's filesystem, of type *fstype*.  Raises Refused.
+    bytes of the drive's filesystem; *most*: what its files can have together, if there is a
+    limit.  Raises Refused.
     """
-    most = LARGEST_FILE.get(fstype)
     if wanted.how is How.MAX:
         target = taken + free - reserve(total)
         if most is not None:
@@ -91,9 +93,9 @@ def length(wanted: Wanted, *, current: int, taken: int, free: int, total: int, f
     target = target // MIB * MIB
     if most is not None and target > max(most, current):
         raise Refused(
-            f"A FAT32 filesystem can't hold a file of {size(target)}: 4 GiB - 1 byte is the most.",
-            "`max` makes it as large as can be. Otherwise copy the container to a drive with"
-            " another filesystem, such as exFAT.",
+            f"A container of {size(target)} takes too many files: with files as long as these are,"
+            f" {size(most)} is the most.",
+            "`max` makes it as large as can be.",
         )
     if current - MIB < target <= current:
         return current

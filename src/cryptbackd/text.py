@@ -9,9 +9,12 @@ from __future__ import annotations
 import re
 
 _SIZE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
-_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGTPE]?)(?:i?B)?", re.IGNORECASE)
+_SIZE = re.compile(
+    r"(?P<number>\d{1,20}(?:\.\d{1,20})?)\s*(?P<unit>[KMGTPE]?)(?:i?B)?", re.IGNORECASE | re.ASCII
+)
+_LARGEST = 1 << 63
 _DURATION_UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
-_DURATION = re.compile(r"(?P<number>\d+)\s*(?P<unit>s|min|h|d|w)")
+_DURATION = re.compile(r"(?P<number>\d{1,12})\s*(?P<unit>s|min|h|d|w)", re.ASCII)
 
 
 def printable(text: str | bytes, limit: int = 200) -> str:
@@ -49,10 +52,11 @@ def parse_size(text: str) -> int:
     Raises ValueError when *text* is none of these.
     """
     match = _SIZE.fullmatch(text.strip())
-    if match is None:
+    power = " KMGTPE".index((match["unit"] or " ").upper()) if match is not None else 0
+    number = int(float(match["number"]) * 1024**power) if match is not None else _LARGEST
+    if number >= _LARGEST:
         raise ValueError(f"{text!r} is not a size such as 512M, 8G or 1.5T")
-    power = " KMGTPE".index((match["unit"] or " ").upper())
-    return int(float(match["number"]) * 1024**power)
+    return number
 
 
 def clock(seconds: float) -> str:

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import settings
 
 from cryptbackd import run
-from cryptbackd.daemon import journal, supervisor
+from cryptbackd.daemon import children, journal, supervisor
 from cryptbackd.daemon.sweep import Swept
+from cryptbackd.daemon.tasks import Tasks
 
 # Machines that run tests are slow at times; what root would keep, the user could not remove.
 settings.register_profile("unhurried", deadline=None, database=None)
@@ -42,6 +43,12 @@ class Journal:
     def outcomes(self) -> list[str]:
         """The outcomes, in order."""
         return [fields["outcome"].value for _t, _p, fields in self.lines if fields.get("outcome")]
+
+
+@pytest.fixture(autouse=True)
+def _abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a failing test has left is nobody else's to wait for: its loop is gone."""
+    monkeypatch.setattr(children, "_abandoned", Tasks())
 
 
 @pytest.fixture
@@ -84,6 +91,8 @@ def fake_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     def instead(argv: Sequence[str], **how: Any) -> subprocess.Popen[bytes]:
         if argv[-1] == "cryptbackd.query":
             return spawn([*argv[:3], sys.executable, *argv[-2:]], **how)
+        if argv[-1] == "cryptbackd.daemon.doorkeeper":
+            return spawn([sys.executable, *argv[-2:]], **how)
         assert argv[:5] == ["/usr/bin/python3", "-I", "-m", "cryptbackd.worker", "--socket"]
         return spawn([sys.executable, str(FAKE_WORKER), argv[-1]], **how)
 

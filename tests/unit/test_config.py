@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from cryptbackd import config
@@ -117,17 +117,20 @@ _PATHS = st.text(
 
 
 @given(
-    include=st.lists(_PATHS, min_size=1, max_size=3),
+    include=st.lists(_PATHS, max_size=3),
+    lists=st.lists(_PATHS, max_size=2),
     exclude=st.lists(_PATHS, max_size=3),
     container=st.none() | _PATHS,
 )
 def test_what_init_writes_is_read_back(
-    include: list[str], exclude: list[str], container: str | None
+    include: list[str], lists: list[str], exclude: list[str], container: str | None
 ) -> None:
-    paths = tuple(f"/{path}" for path in include)
-    text = config.render("1A2B-3C4D", container, None, paths, tuple(exclude))
+    assume(include or lists)
+    paths, from_ = (tuple(f"/{path}" for path in given) for given in (include, lists))
+    text = config.render("1A2B-3C4D", container, None, paths, tuple(exclude), from_)
     entry = config.parse(text, "f")
     assert entry.backup.include == paths
+    assert entry.backup.include_from == from_
     assert entry.backup.exclude == tuple(exclude)
     assert entry.container == container
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cryptbackd import manifest, paths
+from cryptbackd import manifest_writing, paths
 from cryptbackd.manifest import Record
 from cryptbackd.worker import recording
 from cryptbackd.worker.control import Control
@@ -73,13 +73,20 @@ def made(
     sources: list[Record] | None = None,
     before: list[Record] | None = None,
     compared: bool = False,
+    failed: tuple[str, ...] = (),
 ) -> dict[str, Record]:
     def lines(records: list[Record] | None) -> Iterator[bytes]:
         return iter(sorted(r.raw() for r in records or []))
 
     copied = iter(sorted(lines_of(kept.path)))
     inventory = Inventory(
-        lines(sources), lines(tree), copied, lines(before), kept, compared=compared
+        lines(sources),
+        lines(tree),
+        copied,
+        lines(before),
+        kept,
+        compared=compared,
+        failed=[os.fsencode(path) for path in failed],
     )
     raws = list(inventory)
     completed = inventory.completed(raws)
@@ -110,6 +117,24 @@ def test_what_was_not_copied_is_what_it_was(kept: Transfers) -> None:
     assert found == source._replace(xxh128=ONE)
 
 
+def test_what_has_no_checksum_although_it_was_read_is_noted(kept: Transfers) -> None:
+    fresh, failed, twin = file("a"), file("b", inode=8), file("c", inode=9, nlink=2)
+    old, away = file("o", inode=10), file("v/gone", inode=11)
+    kept.add(received("d", TWO, Status(st_ino=50, st_nlink=2), Status(st_nlink=2)))
+    tree = [in_copy(fresh), in_copy(failed), in_copy(twin, 50), in_copy(old), in_copy(away)]
+    inventory = Inventory(
+        iter(each.raw() for each in (fresh, failed, twin, old)),
+        iter(each.raw() for each in tree),
+        iter(()),
+        iter((old.raw(), away.raw())),  # old's was not known in the version before
+        kept,
+        compared=False,
+        failed=[b"b"],
+    )
+    inventory.completed(list(inventory))
+    assert inventory.unsummed == {b"a": 5, b"o": 5}
+
+
 def test_what_changed_since_it_was_listed_is_not_taken_for_known(kept: Transfers) -> None:
     kept.add(received("a", ONE, source=Status(st_ctime_ns=2 * 10**18 + 1)))
     kept.add(received("b", TWO, Status(st_size=6)))
@@ -118,6 +143,20 @@ def test_what_changed_since_it_was_listed_is_not_taken_for_known(kept: Transfers
     )
     assert found["a"] == file("a", xxh128=ONE, ctime_ns=None, inode=None)
     assert found["b"] == file("b", xxh128=TWO, ctime_ns=None, inode=None, size=6)
+
+
+def test_what_failed_is_looked_at_again_although_it_looks_the_same(kept: Transfers) -> None:
+    was = file("a", xxh128=ONE)
+    for compared in (False, True):
+        told = made(
+            kept,
+            [in_copy(was)],
+            sources=[was._replace(xxh128=None)],
+            before=[was],
+            compared=compared,
+            failed=("a",),
+        )
+        assert told["a"] == was._replace(ctime_ns=None, inode=None)
 
 
 def test_a_source_that_was_not_read_keeps_all_that_is_known_of_it(kept: Transfers) -> None:
@@ -226,7 +265,7 @@ class Place:
     def make(self, number: int, *records: Record, same_as: Version | None = None) -> Version:
         name = f"2026-11-2{number}T10:00:00Z"
         path = self.directory / f"{name}.manifest"
-        written = manifest.write(path, records)
+        written = manifest_writing.write(path, records)
         aside = self.catalogue.parent
         told = recording.Recording(aside, None, None, same_as, self.control).described(
             path, written

@@ -21,12 +21,12 @@ from cryptbackd import luks2, paths, protocol, secret
 from cryptbackd.errors import ForgedDrive, Refused, ToolFailed, WrongPassphrase
 from cryptbackd.luks2 import FIDO2, RECOVERY, TPM2, Token
 from cryptbackd.worker import header as headers
-from cryptbackd.worker import keyslots, own_header
+from cryptbackd.worker import keyslots, own_header, whitelist
 from cryptbackd.worker.control import Control
-from cryptbackd.worker.header import Header
 from cryptbackd.worker.jobs import passphrase as job
 from cryptbackd.worker.keyslots import Keyslots
 from cryptbackd.worker.layers import luks
+from cryptbackd.worker.whitelist import Header
 
 CRYPTSETUP = "/usr/sbin/cryptsetup"
 CHEAP = ("--pbkdf", "argon2id", "--pbkdf-memory", "64", "--pbkdf-force-iterations", "4")
@@ -84,7 +84,7 @@ def world(formatted: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(paths, "HEADERS", tmp_path / "headers")
     drive = tmp_path / "container"
     drive.write_bytes(formatted)
-    headers.store("home", headers.parse(formatted))
+    headers.store("home", whitelist.parse(formatted))
     return World(tmp_path, drive)
 
 
@@ -113,7 +113,7 @@ def changed(
     """Do *change* to a copy of the stored header, and put it in its place."""
     with ExitStack() as stack, headers.copied("home") as copy:
         change(Keyslots(str(copy), control, 64, 4), lambda text: stack.enter_context(kept(text)))
-        fresh = headers.parse(copy.read_bytes())
+        fresh = whitelist.parse(copy.read_bytes())
         headers.replace("home", copy)
     return fresh
 
@@ -183,7 +183,7 @@ def test_another_volume_has_another_fingerprint(world: World, tmp_path: Path) ->
         empty.truncate(LENGTH)
     words = ("--sector-size", "4096", "--cipher", "aes-xts-plain64", "--key-size", "512", *SMALL)
     assert cryptsetup("luksFormat", "-q", "--type", "luks2", *words, str(other), stdin=FIRST) == 0
-    header = headers.parse(other.read_bytes())
+    header = whitelist.parse(other.read_bytes())
     assert header.fingerprint != world.stored.fingerprint
     assert not header.same_volume(world.stored)
 
@@ -193,7 +193,7 @@ def test_a_header_whose_copies_have_different_numbers_is_not_believed(world: Wor
     raw = world.drive.read_bytes()
     torn = newer.raw[: newer.metadata] + raw[newer.metadata :]
     with pytest.raises(ForgedDrive, match="its two copies differ"):
-        headers.parse(torn)
+        whitelist.parse(torn)
 
 
 def _nothing_but_a_label(slots: Keyslots, _secret: object) -> None:
@@ -316,7 +316,7 @@ def test_the_drive_gets_the_stored_header_and_keeps_its_data(
     data = world.drive.read_bytes()[SIZE:]
     after = changed(world, control, lambda k, s: k.change(s(FIRST), s(b"new")))
     with world.opened() as fd:
-        assert "Its keyslots differ" in headers.difference(after, fd)
+        assert "It is older than the stored one" in headers.difference(after, fd)
         own_header.put(after, fd)
         assert headers.difference(after, fd) == ""
     assert world.drive.read_bytes() == after.raw + data
@@ -442,7 +442,7 @@ def play(
     with asked(*answers) as (control, outs):
         with headers.copied("home") as copy:
             change = job._change(options, stored, copy, world.directory, control)
-            fresh = headers.parse(copy.read_bytes())
+            fresh = whitelist.parse(copy.read_bytes())
             keyslots.judge(stored, fresh, added=change.added, gone=set(change.gone))
             headers.replace("home", copy)
         return change.sentence, os.read(outs[0], 4096) if outs else b""

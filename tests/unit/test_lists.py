@@ -65,7 +65,7 @@ def test_whose_a_list_is_follows_from_the_home_directory(monkeypatch: pytest.Mon
     assert rights.owner_of_home("/etc/list") is None
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="takes on another user's rights")
+@pytest.mark.usefixtures("as_root")
 def test_paths_are_opened_with_the_rights_of_the_user_alone(tmp_path: Path) -> None:
     nobody = rights.of("nobody")
     for parent in (tmp_path, *tmp_path.parents):

@@ -52,31 +52,31 @@ def test_a_partition_is_as_long_as_it_is() -> None:
             sizes.want_possible(None, Wanted(how, GIB))
 
 
-def length(wanted: Wanted, current: int, free: int, fstype: str = "ext4", holes: int = 0) -> int:
+def length(wanted: Wanted, current: int, free: int, most: int | None = None, holes: int = 0) -> int:
     return sizes.length(
         wanted,
         current=current,
         taken=current - holes,
         free=free,
         total=current + free,
-        fstype=fstype,
+        most=most,
     )
 
 
-@given(BYTES, BYTES, BYTES, st.sampled_from(list(How)), st.sampled_from(["ext4", "vfat"]))
+@given(BYTES, BYTES, BYTES, st.sampled_from(list(How)), st.none() | BYTES)
 def test_whatever_is_asked_for_fits(
-    size: int, current: int, free: int, how: How, fstype: str
+    size: int, current: int, free: int, how: How, most: int | None
 ) -> None:
-    assume(fstype != "vfat" or current <= sizes.LARGEST_FILE["vfat"])
+    assume(most is None or current <= most)
     wanted = Wanted(how, size)
     try:
-        target = length(wanted, current, free, fstype)
+        target = length(wanted, current, free, most)
     except Refused:
         assert how is not How.MAX
         return
     assert target == current or target % MIB == 0
     assert target <= max(current, current + free - sizes.ROOM_LEFT)
-    assert target <= sizes.LARGEST_FILE.get(fstype, target)
+    assert most is None or target <= most
     if how is not How.TO:
         assert target >= current
     if how is How.TO:
@@ -88,7 +88,7 @@ def test_max_leaves_a_reserve() -> None:
     assert length(Wanted(How.MAX), 10 * GIB, 90 * GIB) == 99 * GIB
     assert length(Wanted(How.MAX), 0, 1000 * GIB) == 999 * GIB
     assert length(Wanted(How.MAX), 256 * MIB, 256 * MIB) == (512 - 16) * MIB
-    assert length(Wanted(How.MAX), GIB, 90 * GIB, "vfat") == 4 * GIB - MIB
+    assert length(Wanted(How.MAX), GIB, 90 * GIB, 4 * GIB - 1) == 4 * GIB - MIB
 
 
 def test_what_has_holes_needs_room_for_them() -> None:
@@ -97,9 +97,9 @@ def test_what_has_holes_needs_room_for_them() -> None:
         length(Wanted(How.TO, 3 * GIB), 2 * GIB, 2 * GIB, holes=2 * GIB)
 
 
-def test_a_file_on_fat_has_a_limit() -> None:
-    with pytest.raises(Refused, match="FAT32"):
-        length(Wanted(How.BY, 3 * GIB), 2 * GIB, 9 * GIB, "vfat")
+def test_what_its_files_can_have_is_a_limit() -> None:
+    with pytest.raises(Refused, match=r"takes too many files: .*4.0 GiB is the most"):
+        length(Wanted(How.BY, 3 * GIB), 2 * GIB, 9 * GIB, 4 * GIB)
     with pytest.raises(Refused, match=r"does not fit: it has 2.0 GiB now"):
         length(Wanted(How.BY, 9 * GIB), 2 * GIB, 8 * GIB)
 

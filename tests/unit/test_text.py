@@ -41,13 +41,13 @@ def test_sizes(count: float, shown: str) -> None:
 
 
 @given(
-    st.integers(0, 2**40), st.sampled_from(["", "K", "M", "G"]), st.sampled_from(["", "B", "iB"])
+    st.integers(0, 2**32), st.sampled_from(["", "K", "M", "G"]), st.sampled_from(["", "B", "iB"])
 )
 def test_sizes_are_read_in_powers_of_1024(number: int, unit: str, ending: str) -> None:
     assert text.parse_size(f"{number}{unit}{ending}") == number * 1024 ** " KMG".index(unit or " ")
 
 
-@pytest.mark.parametrize("wrong", ["", "G", "8 apples", "-1", "8GG", "1e9"])
+@pytest.mark.parametrize("wrong", ["", "G", "8 apples", "-1", "8GG", "1e9", "8E", "9" * 400, "٣"])
 def test_what_is_no_size(wrong: str) -> None:
     with pytest.raises(ValueError, match="is not a size"):
         text.parse_size(wrong)

@@ -11,11 +11,12 @@ where the copy is like it; else the next run finds a difference, and looks again
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from .. import changes
 from ..manifest import SEPARATOR, UNKNOWN, nanoseconds
 from .listing import lines_of
 from .sync import Received
@@ -23,6 +24,7 @@ from .sync import Received
 _HEAD = b"//"
 """Begins the one line that is no record: it names the version that the files were copied after."""
 _MOST_OPEN = 100_000
+_MOST_UNSUMMED = 5_000
 
 
 class Transfers:
@@ -101,7 +103,7 @@ class Inventory:
 
     *sources* is the listing from before the copy, *tree* that of the version, *copied* the sorted
     lines of *kept*, and *before* the records of the version before.  *compared*: the copy has
-    compared contents.
+    compared contents.  What has *failed* may not be in the version what it was at the source.
     """
 
     def __init__(
@@ -113,14 +115,19 @@ class Inventory:
         kept: Transfers,
         *,
         compared: bool,
+        failed: Collection[bytes] = (),
     ) -> None:
         self._compared = compared
+        self._failed = {path + SEPARATOR for path in failed}
         self._sources = _Cursor(sources)
         self._tree = tree
         self._copied = _Cursor(line for line in copied if not line.startswith(_HEAD))
         self._before = _Cursor(before)
         self._kept = kept
         self._open: dict[bytes, int] = {}
+        self.unsummed: dict[bytes, int] = {}
+        """Files that were read and whose checksum is not known all the same, with their size: the
+        first that were found.  Right at the end, and after :meth:`completed`."""
 
     def __iter__(self) -> Iterator[bytes]:
         for found in self._tree:
@@ -146,6 +153,8 @@ class Inventory:
         }
         if not later:
             return None
+        for key in later:
+            self.unsummed.pop(key.removesuffix(SEPARATOR), None)
         return (_completed(raw, later) for raw in written)
 
     def _record(
@@ -157,16 +166,21 @@ class Inventory:
         before: bytes | None,
     ) -> bytes:
         now = source[len(key) :].split(b" ", 9) if source is not None else None
-        if before is not None and copied is None and source is not None and now is not None:
+        failed = key in self._failed
+        was_there = before is not None and copied is None and not failed
+        if was_there and source is not None and now is not None:
             # Most are as they were in all that is known of them.
+            assert before is not None
             same = before.startswith(source[:-1]) and _alike(found, now)
             if same and (now[4] == b"1" or now[0] != b"f"):
+                if now[0] == b"f" and before.endswith(b" " + UNKNOWN):
+                    self._note(key, int(found[5]))
                 return before
-        was = before[len(key) :].split(b" ", 9) if before is not None else None
+        was = changes.fields(before)[1] if before is not None else None
         here = _words(copied) if copied is not None else None
         if now is not None and _alike(found, now):
             fields = list(now)
-            if found[0] == b"f" and self._in_doubt(now, here, was):
+            if failed or (found[0] == b"f" and self._in_doubt(now, here, was)):
                 fields[7:9] = UNKNOWN, UNKNOWN
         elif was is not None and _alike(found, was):
             fields = list(was)  # a source that was not read keeps its state and what is known of it
@@ -181,8 +195,14 @@ class Inventory:
             checksum = self._checksum(found, fields, now, here, was)
             if checksum == UNKNOWN and fields[4] != b"1" and len(self._open) < _MOST_OPEN:
                 self._open[key] = int(found[8])
+            if checksum == UNKNOWN and now is not None and not failed:
+                self._note(key, int(found[5]))
         fields[9] = fields[9].rpartition(b" ")[0] + b" " + checksum
         return key + b" ".join(fields)
+
+    def _note(self, key: bytes, size: int) -> None:
+        if len(self.unsummed) < _MOST_UNSUMMED:
+            self.unsummed[key.removesuffix(SEPARATOR)] = size
 
     def _in_doubt(
         self, now: list[bytes], here: list[bytes] | None, was: list[bytes] | None

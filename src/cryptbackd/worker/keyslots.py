@@ -23,8 +23,8 @@ from ..luks2 import FIDO2, RECOVERY, TPM2
 from ..run import ENVIRONMENT, Ended, run
 from ..secret import name
 from .control import Control
-from .header import Header
 from .layers.luks import CRYPTSETUP, KDF_DEADLINE, WRONG_KEY, cost
+from .whitelist import Header
 
 CRYPTENROLL = "/usr/bin/systemd-cryptenroll"
 TPMS = Path("/sys/class/tpmrm")

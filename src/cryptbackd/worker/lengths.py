@@ -14,12 +14,12 @@ from ..errors import DriveFailed, Refused, ToolFailed
 from ..run import run
 from ..text import size
 from .control import Control
-from .header import Header
 from .layers.inner import SMALLEST
 from .layers.luks import Volume
 from .layers.mounted import Mounted
 from .layers.redo import Overlay
 from .superblock import read
+from .whitelist import Header
 
 BTRFS = "/usr/bin/btrfs"
 E2FSCK = "/usr/sbin/e2fsck"

@@ -47,9 +47,9 @@ class Asked:
     lists: dict[str, list[str]]
 
     @property
-    def kept(self) -> tuple[Source, ...]:
+    def kept(self) -> tuple[str, ...]:
         """The sources whose last state stays."""
-        return tuple(source for group in self.groups for source in group.plan.kept)
+        return tuple(source.path for group in self.groups for source in group.plan.kept)
 
     @property
     def skipped_mounts(self) -> tuple[str, ...]:
@@ -91,7 +91,8 @@ def gather(
             lists[path] = list(last_lists.get(path, ()))
             control.warn(
                 f"The list {escaped(path)} can't be read: {exc.strerror}. What it named keeps its"
-                " last state."
+                " last state.",
+                doubt=False,
             )
             unread += lists[path]
             continue
@@ -157,10 +158,12 @@ def _read(path: str, whose: Rights | None, control: Control) -> list[str]:
     for number, line in bad[:_NAMED]:
         control.warn(
             f'Line {number} of the list {escaped(path)} is left out: "{printable(line, 60)}" is not'
-            ' an absolute path without "..".'
+            ' an absolute path without "..".',
+            doubt=False,
         )
     if len(bad) > _NAMED:
-        control.warn(f"… and {len(bad) - _NAMED} more lines of the list {escaped(path)}.")
+        more = f"… and {len(bad) - _NAMED} more lines of the list {escaped(path)}."
+        control.warn(more, doubt=False)
     return named
 
 

@@ -3,38 +3,74 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import attrs
+
+_ESCAPED = re.compile(rb"\\([0-3][0-7]{2})")
 
 
 @attrs.frozen
 class Mount:
     """One line of mountinfo.  ``devno`` is ``major:minor``; ``source`` is what was mounted."""
 
+    number: str
     devno: str
     path: str
     fstype: str
     source: str
+    options: tuple[str, ...]
+    """Those of the filesystem, not of the mount."""
+
+    @property
+    def served_by_user(self) -> bool:
+        """Whether somebody else than root mounted it, and answers for it (mount.fuse3(8))."""
+        fuse = self.fstype.partition(".")[0] in ("fuse", "fuseblk")
+        return fuse and "user_id=0" not in self.options
 
 
 def mounts() -> list[Mount]:
     """Every mount, in the kernel's order: of two at one path the later one is on top."""
-    text = Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape")
+    return parse(Path("/proc/self/mountinfo").read_bytes())
+
+
+def parse(table: bytes) -> list[Mount]:
+    """The mounts that the *table* tells of; a line that is none is left out.
+
+    A path has any bytes: of those that could end a line or a field the kernel escapes blank, tab
+    and newline alone (proc_pid_mountinfo(5)).
+    """
     found = []
-    for line in text.splitlines():
-        fields = line.split(" ")
-        dash = fields.index("-")
+    for line in table.split(b"\n"):
+        before, dash, after = line.partition(b" - ")
+        fields, rest = before.split(b" "), after.split(b" ")
+        if not dash or len(fields) < 6 or len(rest) < 3:
+            continue
         found.append(
-            Mount(fields[2], _unescape(fields[4]), fields[dash + 1], _unescape(fields[dash + 2]))
+            Mount(
+                _text(fields[0]),
+                _text(fields[2]),
+                _text(fields[4]),
+                _text(rest[0]),
+                _text(rest[1]),
+                tuple(_text(option) for option in rest[2].split(b",")),
+            )
         )
     return found
 
 
-def _unescape(field: str) -> str:
-    for code in ("\\040", "\\011", "\\012", "\\134"):
-        field = field.replace(code, chr(int(code[1:], 8)))
-    return field
+def _text(field: bytes) -> str:
+    raw = _ESCAPED.sub(lambda match: bytes([int(match[1], 8)]), field)
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def of_descriptor(fd: int) -> Mount:
+    """The mount that *fd* was opened on; its filesystem is asked nothing."""
+    with open(f"/proc/self/fdinfo/{fd}", "rb") as file:
+        (number,) = [line.split()[1].decode() for line in file if line.startswith(b"mnt_id:")]
+    (found,) = [mount for mount in mounts() if mount.number == number]
+    return found
 
 
 def mount_points(devno: str) -> list[str]:

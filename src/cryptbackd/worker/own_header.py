@@ -20,9 +20,9 @@ from ..errors import DriveFailed
 from ..model import Device
 from . import header as headers
 from .control import Control
-from .header import Header
 from .layers.files import container
 from .layers.outer import outer
+from .whitelist import Header
 
 _CHUNK = 64 * 1024
 _SECTOR = 512
@@ -54,7 +54,7 @@ def all_on_drive(
             yield [fd]
         else:
             drive = stack.enter_context(outer(device, place / "drive", look_only=look_only))
-            yield stack.enter_context(container(drive, entry.container, flags))
+            yield stack.enter_context(container(drive, entry.container, flags)).fds
 
 
 def settle(name: str, stored: Header, fd: int, control: Control) -> None:

@@ -15,6 +15,9 @@ from ..errors import DriveFailed
 _AT = {"ext4": 1024, "btrfs": 64 << 10, "xfs": 0}
 _LENGTH = 1024
 _EXT4_64BIT = 0x80
+_EXT4_LARGEST = 6
+"""A block of ext4 has at most 1024 << 6 bytes (``EXT4_MAX_BLOCK_LOG_SIZE``)."""
+_LARGEST = 1 << 63
 
 
 @attrs.frozen
@@ -23,6 +26,8 @@ class Superblock:
 
     length: int
     used: int = 0
+    devices: int = 1
+    """On how many devices it lies."""
 
 
 def read(node: str, fstype: str) -> Superblock:
@@ -58,11 +63,23 @@ def parse(raw: bytes, fstype: str) -> Superblock:
     if len(raw) < _LENGTH or not magic[fstype]:
         raise DriveFailed(f"There is no {fstype} filesystem where one should be.")
     if fstype == "btrfs":
-        return Superblock(number(0xC9 + 8, 8))  # dev_item.total_bytes
-    if fstype == "xfs":
-        return Superblock(number(8, 8) * number(4, 4))
-    block = 1024 << number(0x18, 4)
-    large = number(0x60, 4) & _EXT4_64BIT
-    blocks = number(0x4, 4) | (number(0x150, 4) << 32 if large else 0)
-    free = number(0xC, 4) | (number(0x158, 4) << 32 if large else 0)
-    return Superblock(blocks * block, (blocks - free) * block)
+        found = Superblock(number(0xC9 + 8, 8), devices=number(0x88, 8))  # dev_item.total_bytes
+    elif fstype == "xfs":
+        found = Superblock(number(8, 8) * number(4, 4))
+    else:
+        block = 1024 << min(number(0x18, 4), _EXT4_LARGEST + 1)
+        large = number(0x60, 4) & _EXT4_64BIT
+        blocks = number(0x4, 4) | (number(0x150, 4) << 32 if large else 0)
+        free = number(0xC, 4) | (number(0x158, 4) << 32 if large else 0)
+        found = Superblock(blocks * block, (blocks - free) * block)
+        if block > 1024 << _EXT4_LARGEST:
+            raise _odd(fstype)
+    if not 0 <= found.used <= found.length or not 0 < found.length < _LARGEST:
+        raise _odd(fstype)
+    return found
+
+
+def _odd(fstype: str) -> DriveFailed:
+    return DriveFailed(
+        f"The superblock of the {fstype} filesystem says what can't be.", "It may be damaged."
+    )

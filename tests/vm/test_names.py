@@ -1,0 +1,61 @@
+"""Names that a stranger chose: none reaches a terminal or the journal as it is."""
+
+from __future__ import annotations
+
+import re
+
+from tests.machine import Machine
+from tests.machine.enroll import credential, make_files
+from tests.vm.runs import MIB, ended, now
+from tests.vm.test_enrol import init, on_terminal
+
+LABEL = "\x1b]0;title\x07\x1b[31m%s\x9b31m\u202e\n<3>cryptbackd: forged"
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x9f\u202a-\u202e]")
+LONG = "ä" * 2048
+FILES = r"""
+cd /home/me
+for name in "$1" '%s%n%d' "$(printf '\r\033[A<0>init: forged')" -rf '~' '$(reboot)' '`id`'; do
+    : > "$name"
+done
+mkdir -p "$2" && cd "$2" && mkdir -p "$2" && cd "$2" && echo deep > "$2"
+"""
+
+
+def clean(text: str) -> None:
+    """Nothing in it moves a cursor, or begins a line that is not ours."""
+    assert not CONTROL.search(text), ascii(text)
+    assert not re.search(r"^(<\d>|cryptbackd: forged)", text, re.MULTILINE), ascii(text)
+
+
+def test_what_a_stranger_named_reaches_no_terminal_and_no_journal(vm: Machine) -> None:
+    make_files(vm)
+    vm.run(["/bin/sh", "-c", FILES, "sh", LABEL, LONG[:120]])
+    credential(vm, "home")
+    stick = vm.stick("main", size=320 * MIB, fs="btrfs", partitioned=True, label=LABEL)
+    stick.plug()
+    since = now(vm)
+    asked = on_terminal(
+        vm, ["cryptback", "init", stick.partition, "--name", "home", "--include", "/home/me"],
+        ("Go on?", "n"),
+    )  # fmt: skip
+    assert r"\x1b]0;title" in asked.out
+    clean(asked.out)
+    init(vm, stick.partition, "--size", "160M")
+    end = ended(vm, since=since)
+    vm.run("rm /home/me/*reboot* && chmod 000 /home/me/%s%n%d", user="me")
+    vm.run(["cryptback", "run", "home"], check=False, timeout=120)
+    shown = [str(end["MESSAGE"])]
+    for words in (
+        "cryptback status home", "cryptback history", "cryptback versions home",
+        "cryptback versions home --diff first newest", "cryptback find forged",
+        f"systemctl status {'cryptbackd'}", "journalctl -u cryptbackd -o cat --all",
+        "cryptback restore home /home/me --to /srv --dry-run",
+    ):  # fmt: skip
+        told = vm.run(words, check=False, timeout=120)
+        shown += [told.out, told.err]
+    for text in shown:
+        clean(text.replace("●", ""))
+    for entry in vm.journal(since=since, SYSLOG_IDENTIFIER="cryptbackd"):
+        assert isinstance(entry["MESSAGE"], str)
+        clean(entry["MESSAGE"])
+    assert not vm.journal(since=since, MESSAGE="forged")
