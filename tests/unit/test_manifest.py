@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cryptbackd import manifest
+from cryptbackd import manifest, manifest_writing
 from cryptbackd.errors import ManifestDamaged
 from cryptbackd.manifest import Record
 
@@ -67,9 +67,9 @@ def test_what_is_written_is_read_whatever_was_before(
 ) -> None:
     place = tmp_path_factory.mktemp("manifests")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(manifest, "_BLOCK", block)
-        manifest.write(place / "old", before)
-        written = manifest.write(place / "new", now, before=place / "old")
+        patch.setattr(manifest_writing, "_BLOCK", block)
+        manifest_writing.write(place / "old", before)
+        written = manifest_writing.write(place / "new", now, before=place / "old")
     assert list(manifest.read(place / "new")) == now
     assert written.records == len(now)
     raw = (place / "new").read_bytes()
@@ -103,7 +103,7 @@ def test_it_reads_what_find_lists(tmp_path: Path) -> None:
         env={"LC_ALL": "C.UTF-8"},
     ).stdout  # fmt: skip
     assert ordered[:-1].split(b"\0") == sorted(listing[:-1].split(b"\0"))
-    manifest.write_raw(tmp_path / "m", ordered[:-1].split(b"\0"))
+    manifest_writing.write_raw(tmp_path / "m", ordered[:-1].split(b"\0"))
     records = {record.path: record for record in manifest.read(tmp_path / "m")}
     assert len(records) == 6
     for path, record in records.items():
@@ -140,14 +140,15 @@ def _records(number: int, changed: int = -1) -> Iterator[Record]:
 
 
 def test_sixty_bytes_a_path_and_a_bounded_memory(tmp_path: Path) -> None:
-    written = manifest.write(tmp_path / "m", _records(40_000))
+    written = manifest_writing.write(tmp_path / "m", _records(40_000))
     assert written.size / written.records < 60
     # Ten times as many paths take no more memory: a process of its own, as the peak is asked for.
     program = (
-        "import resource, sys; from pathlib import Path; from cryptbackd import manifest\n"
+        "import resource, sys; from pathlib import Path\n"
+        "from cryptbackd import manifest, manifest_writing\n"
         "from tests.unit.test_manifest import _records\n"
         "place = Path(sys.argv[1])\n"
-        "manifest.write(place, _records(int(sys.argv[2])))\n"
+        "manifest_writing.write(place, _records(int(sys.argv[2])))\n"
         "assert sum(1 for _ in manifest.read(place)) == int(sys.argv[2])\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
     )
@@ -162,7 +163,7 @@ def test_sixty_bytes_a_path_and_a_bounded_memory(tmp_path: Path) -> None:
 def test_what_has_not_changed_is_not_compressed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manifest.write(tmp_path / "old", _records(20_000))
+    manifest_writing.write(tmp_path / "old", _records(20_000))
     compressions = []
     compress = zlib.compressobj
 
@@ -171,17 +172,19 @@ def test_what_has_not_changed_is_not_compressed_again(
         return compress(*arguments)
 
     monkeypatch.setattr(zlib, "compressobj", counted)
-    manifest.write(tmp_path / "same", _records(20_000), before=tmp_path / "old")
+    manifest_writing.write(tmp_path / "same", _records(20_000), before=tmp_path / "old")
     assert not compressions
     assert (tmp_path / "same").read_bytes() == (tmp_path / "old").read_bytes()
-    manifest.write(tmp_path / "new", _records(20_000, changed=9_000), before=tmp_path / "old")
+    manifest_writing.write(
+        tmp_path / "new", _records(20_000, changed=9_000), before=tmp_path / "old"
+    )
     assert len(compressions) == 1
     with manifest.opened(tmp_path / "new") as new, manifest.opened(tmp_path / "old") as old:
         assert len({b.digest for b in new.blocks} - {b.digest for b in old.blocks}) == 1
 
 
 def test_any_flipped_byte_and_any_cut_is_seen(tmp_path: Path) -> None:
-    manifest.write(tmp_path / "m", _records(300))
+    manifest_writing.write(tmp_path / "m", _records(300))
     raw = (tmp_path / "m").read_bytes()
     whole = list(manifest.read(tmp_path / "m"))
     dice = random.Random(5)
@@ -203,13 +206,13 @@ def test_any_flipped_byte_and_any_cut_is_seen(tmp_path: Path) -> None:
 
 
 def test_damage_before_is_not_handed_on(tmp_path: Path) -> None:
-    manifest.write(tmp_path / "old", _records(300))
+    manifest_writing.write(tmp_path / "old", _records(300))
     raw = bytearray((tmp_path / "old").read_bytes())
     raw[len(raw) // 2] ^= 1
     (tmp_path / "old").write_bytes(raw)
-    manifest.write(tmp_path / "new", _records(300), before=tmp_path / "old")
+    manifest_writing.write(tmp_path / "new", _records(300), before=tmp_path / "old")
     assert list(manifest.read(tmp_path / "new")) == list(_records(300))
-    manifest.write(tmp_path / "new", _records(300), before=tmp_path / "none")
+    manifest_writing.write(tmp_path / "new", _records(300), before=tmp_path / "none")
     assert list(manifest.read(tmp_path / "new")) == list(_records(300))
 
 
@@ -230,11 +233,11 @@ def test_nothing_is_left_of_what_could_not_be_written(tmp_path: Path) -> None:
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        manifest.write(tmp_path / "m", breaks_off())
+        manifest_writing.write(tmp_path / "m", breaks_off())
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="out of order"):
-        manifest.write(tmp_path / "m", reversed(list(_records(10))))
-    manifest.write(tmp_path / "m", _records(10))
+        manifest_writing.write(tmp_path / "m", reversed(list(_records(10))))
+    manifest_writing.write(tmp_path / "m", _records(10))
     assert (tmp_path / "m").stat().st_mode & 0o777 == 0o600
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cryptbackd import manifest
+from cryptbackd import manifest, manifest_writing
 from cryptbackd.manifest import Record
 from cryptbackd.model import LedgerEntry
 from cryptbackd.worker.quick import changes as changes_
@@ -19,6 +20,10 @@ from cryptbackd.worker.quick import difference as difference_
 from cryptbackd.worker.quick.changes import Changes, changes
 from cryptbackd.worker.quick.difference import Difference, TooMany, difference
 from cryptbackd.worker.quick.proof import Circumstances, why_full
+from cryptbackd.worker.quick.run import is_kept
+from cryptbackd.worker.quick.transfer import Place, is_there
+from cryptbackd.worker.quick.within import within
+from cryptbackd.worker.sync import Job
 from cryptbackd.worker.versions.ahead import merged
 from cryptbackd.worker.versions.record import Version
 
@@ -68,8 +73,8 @@ def test_a_difference_has_what_differs_and_all_names_of_a_file(
         for path, record in now.items()
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(manifest, "_BLOCK", block)
-        manifest.write(place / "manifest", in_order(before))
+        patch.setattr(manifest_writing, "_BLOCK", block)
+        manifest_writing.write(place / "manifest", in_order(before))
     with manifest.opened(place / "manifest") as reader:
         found = difference(listing(place, now), reader)
 
@@ -94,7 +99,7 @@ def _has_more_names(now: dict[bytes, Record], other: set[bytes], record: Record)
 
 def test_too_much_is_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(difference_, "MOST", 10)
-    manifest.write(tmp_path / "manifest", [])
+    manifest_writing.write(tmp_path / "manifest", [])
     now = {b"%d" % n: Record(b"%d" % n, "f", 0, 0, 0, 1, 0, 0, 0, 1) for n in range(11)}
     with manifest.opened(tmp_path / "manifest") as reader, pytest.raises(TooMany):
         difference(listing(tmp_path, now), reader)
@@ -114,10 +119,10 @@ def test_a_changed_manifest_is_the_one_that_would_be_written(
         if before.get(path) != now.get(path)
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(manifest, "_BLOCK", block)
-        manifest.write(place / "old", in_order(before))
+        patch.setattr(manifest_writing, "_BLOCK", block)
+        manifest_writing.write(place / "old", in_order(before))
         with manifest.opened(place / "old") as reader:
-            written = manifest.write_changed(place / "new", reader, told)
+            written = manifest_writing.write_changed(place / "new", reader, told)
     assert list(manifest.read(place / "new")) == in_order(now)
     assert written.records == len(now)
     with manifest.opened(place / "new") as reader:
@@ -154,6 +159,42 @@ def test_directories_above_the_sources_are_looked_at_and_never_removed() -> None
     assert told.above == (b"home", b"home/me")
 
 
+@pytest.mark.parametrize(
+    ("change", "there"),
+    [
+        (lambda _source, _target: None, True),
+        # Every copy changes it.
+        (lambda _source, target: os.utime(target, (5, 5)), True),
+        (lambda source, _target: source.chmod(0o700), False),
+        (lambda source, _target: os.utime(source / "home", (5, 5)), False),
+        (lambda source, _target: (source / "home").chmod(0o700), False),
+        (lambda source, _target: os.setxattr(source / "home", "user.is", b"other"), False),
+        (lambda _source, target: os.setxattr(target / "home", "user.is", b"other"), False),
+        (lambda _source, target: (target / "home").rmdir(), False),
+        (lambda source, target: link(target / "home", source / "home"), False),
+    ],
+)
+def test_rsync_is_spared_where_the_directories_above_are_alike(
+    tmp_path: Path, change: Callable[[Path, Path], object], there: bool
+) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    for side in (source, target):
+        (side / "home").mkdir(parents=True)
+        os.setxattr(side / "home", "user.is", b"the same")
+        os.utime(side / "home", ns=(1, 1_000_000_001))
+    change(source, target)
+    place = Place((Job(source, target, (), ("/home/me",), ()),), tmp_path / "last", linked=False)
+    with within(target) as found:
+        assert is_there(place, wanted([], [], "/home/me"), found) is there
+        assert not is_there(place, wanted([], [raw(b"home/me/new")], "/home/me"), found)
+        assert not is_there(place, wanted([raw(b"home/me/old")], [], "/home/me"), found)
+
+
+def link(name: Path, target: Path) -> None:
+    name.rmdir()
+    name.symlink_to(target)
+
+
 def test_too_many_changes_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(changes_, "MOST", 3)
     with pytest.raises(TooMany):
@@ -179,7 +220,6 @@ FINE = Circumstances(
     sources={"/home": "ext4:1"},
     lists={},
     skipped=("/home/mnt",),
-    kept=False,
     untouched=True,
     programs={"cryptbackd": "1", "rsync": "3", "linux": "6"},
     every=20,
@@ -217,13 +257,13 @@ def found(**fields: Any) -> Callable[[Circumstances], Circumstances]:
         (found(sources={"/home": "ext4:2"}), "sources"),
         (found(lists={"/home/me/list": ["/x"]}), "sources"),
         (found(skipped=()), "mounted"),
-        (found(kept=True), "last state"),
         (found(untouched=False), "interrupted"),
         (found(programs={"cryptbackd": "2", "rsync": "3"}), "another version"),
         (found(programs={"cryptbackd": "1", "rsync": "4"}), "another version"),
         (found(every=2), "one in 2 runs"),
         (found(every=1), "every run"),
         (record(warnings=["x"]), "warnings"),
+        (record(warnings=["x", "y"], doubts=["y"]), "warnings"),
         (record(since_full=None), "not known"),
         (record(since_full="1"), "not known"),
         (record(since_full=19), "one in 20"),
@@ -234,6 +274,30 @@ def test_in_any_doubt_a_run_compares_in_full(
     change: Callable[[Circumstances], Circumstances], why: str
 ) -> None:
     assert why in why_full(change(FINE))
+
+
+def test_a_warning_that_leaves_no_doubt_of_the_drive_is_no_reason() -> None:
+    assert why_full(record(warnings=["x"], doubts=[])(FINE)) == ""
+
+
+@given(TREES, TREES)
+def test_what_a_source_that_is_not_read_has_on_the_drive_is_no_difference(
+    tmp_path_factory: pytest.TempPathFactory, before: dict[bytes, Record], now: dict[bytes, Record]
+) -> None:
+    place = tmp_path_factory.mktemp("kept")
+    now = {path: record for path, record in now.items() if not path.startswith(b"a/")}
+    manifest_writing.write(place / "manifest", in_order(before))
+    kept = is_kept(["/a", "/a/b/c", "/b"], ["/", "/a/b"])
+    with manifest.opened(place / "manifest") as reader:
+        found = difference(listing(place, now), reader, kept)
+        every = difference(listing(place, now), reader)
+    stays = {
+        path
+        for path in before
+        if path.split(b"/")[0] in (b"a", b"b")
+        and (path.split(b"/")[:2] != [b"a", b"b"] or path == b"a/b/c")
+    }
+    assert found.before.keys() == every.before.keys() - stays
 
 
 def test_a_number_of_0_means_no_full_comparison_for_its_own_sake() -> None:

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from xxhash import xxh128
 
-from cryptbackd import catalogue, manifest, paths
+from cryptbackd import catalogue, manifest_writing, paths
 from cryptbackd.daemon import verification as asked
 from cryptbackd.errors import Refused
 from cryptbackd.manifest import Record
@@ -259,7 +259,7 @@ class Run:
 
     def _recorded(self, version: Version) -> Version:
         place = catalogue.make("home")
-        written = manifest.write(
+        written = manifest_writing.write(
             place / version.manifest_path.name, self.drive.records[version.path.name]
         )
         shutil.copyfile(place / version.manifest_path.name, version.manifest_path)

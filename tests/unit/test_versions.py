@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import socket
 from collections.abc import Iterator
@@ -137,6 +138,51 @@ def test_what_has_no_record_or_one_of_another_version_stays(container: Container
     (container.directory / "copy.json").write_bytes((container.directory / "v2.json").read_bytes())
     assert container.by_rules(1)[1:] == ["version v2 removed: no rule of [keep] holds it."]
     assert container.names() == ["copy", "copy.json", "v1", "v3", "v3.json"]
+
+
+ODD = {
+    "..": {"sequence": 9, "nonce": "0"},
+    ".": {"sequence": 9, "nonce": "0"},
+    "high": {"sequence": 10**60, "nonce": "0"},
+    "endless": {"sequence": float("inf"), "nonce": "0"},
+    "half": {"sequence": 1.5, "nonce": "0"},
+    "true": {"sequence": True, "nonce": "0"},
+    "text": {"sequence": "9", "nonce": "0"},
+    "unmarked": {"sequence": 9, "nonce": 0},
+    "list": [9],
+}
+
+
+def test_a_record_that_none_of_ours_could_be_is_not_counted(container: Container) -> None:
+    """Whoever has the key can write them, and "...json" would be that of the directory above."""
+    container.make(1)
+    for name, text in ODD.items():
+        (container.directory / name).mkdir(exist_ok=True)
+        (container.directory / f"{name}.json").write_text(json.dumps(text))
+    (container.directory / "deep").mkdir()
+    (container.directory / "deep.json").write_text("[" * 100_000)
+    (container.directory / "folder.json").mkdir()
+    (container.directory / ".folder.manifest.new").mkdir()
+    assert [version.path.name for version in record.versions(container.directory)] == ["v1"]
+    record.tidy(container.directory)
+    assert {"v1", "v1.json", "folder.json"} <= set(container.names())
+
+
+def test_what_only_looks_like_an_interrupted_run_is_left_alone(container: Container) -> None:
+    root = container.tree.path
+    (root / ".interrupted-evil").mkdir()
+    (root / ".interrupted-7").symlink_to("/etc")
+    (root / "current").mkdir()
+    version = container.make(1)
+    container.keeper.begin(version.path)
+    (root / "current").rmdir()
+    (root / "current").mkdir()
+    keeper = container.keeper
+    keeper.begin(version.path)
+    assert keeper.link_dest == (root / ".interrupted-2", root / ".interrupted-1", version.path)
+    keeper.keep(container.directory / "v2")
+    left = {path.name for path in root.glob(".interrupted-*")}
+    assert left == {".interrupted-evil", ".interrupted-7"}
 
 
 def test_a_removal_that_was_interrupted_is_finished(container: Container) -> None:

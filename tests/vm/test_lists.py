@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from tests import hostile
 from tests.machine import Machine
 from tests.vm.container import TREE, opened
 from tests.vm.runs import MIB, PATIENCE, STOP, copied, ended, news, now, random_files
@@ -102,6 +105,29 @@ def test_a_list_gets_nobody_a_file_that_they_could_not_read(enrolled: Machine) -
     vm.run(["rm", LIST])
     assert f'The list "{LIST}" can\'t be read: No such file or directory.' in back_up(vm)
     assert inside(vm, "find . ! -type d | sort") == expected
+
+
+def test_nobody_waits_for_a_filesystem_that_a_user_serves(enrolled: Machine) -> None:
+    vm = enrolled
+    stop = "/run/stop-serving"
+    vm.run(["runuser", "-u", "me", "--", "mkdir", "-p", "/home/me/.config", "/home/me/served"])
+    vm.run(["runuser", "-u", "me", "--", "ln", "-s", "served/file", "/home/me/by-link"])
+    server = ["python3", "-I", "-", "serve", "/home/me/served", stop]
+    serving = vm.spawn(server, input=Path(hostile.__file__).read_bytes(), user="me")
+    vm.run("timeout 20 sh -c 'until grep -q /home/me/served /proc/mounts; do sleep 0.1; done'")
+    entry(vm, '"/etc/hostname"')
+    write(vm, "~/.config", "~/served", "~/by-link")
+    since = now(vm)
+    vm.stick("main").plug()
+    assert ended(vm, since=since)["CRYPTBACK_OUTCOME"] == "warnings"
+    told = warnings(vm, since)
+    why = "can't be read: it lies on a user's own filesystem (FUSE)."
+    assert f'The source "/home/me/served" {why}' in told
+    assert f'The source "/home/me/by-link" {why}' in told
+    vm.run(["sed", "-i", f"s|{LIST}|/home/me/served/list|", ENTRY])
+    assert f'The list "/home/me/served/list" {why}' in back_up(vm)
+    vm.run(["touch", stop])
+    serving.wait(timeout=PATIENCE)
 
 
 def test_nobody_takes_the_place_of_their_reader(enrolled: Machine) -> None:

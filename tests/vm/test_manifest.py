@@ -10,7 +10,7 @@ import pytest
 from tests.machine import Machine
 from tests.machine.enroll import credential, init
 from tests.vm.container import TREE, opened
-from tests.vm.runs import MIB, PATIENCE, ended, now, random_files, syncing
+from tests.vm.runs import MIB, PATIENCE, ended, go_on, hold, now, random_files
 
 CATALOGUE = "/var/lib/cryptbackd/catalogue/home"
 NASTY = r"""
@@ -20,6 +20,12 @@ mkdir -p /home/me/nasty/deep && cd /home/me/nasty
 echo linked > one && for i in 2 3 4; do ln one deep/$i; done
 ln -s "a // b -" link && mkfifo fifo && truncate -s 3M sparse
 touch -d "1960-01-01 00:00:00.25" old"""
+# SIGTERM waits for a process that stands: bit 14 of what is pending (proc_pid_status(5)).
+UNTIL_TERMINATED = r"""
+until grep -q '^ShdPnd:.*[4-7c-f][0-9a-f]\{3\}$' "/proc/$1/status"; do sleep 0.05; done"""
+UNTIL_COPIED = r"""
+cd "/proc/$1/root/run/cryptbackd/home/tree"
+until [ "$(find . -path '*/random/*' | wc -l)" -ge 10 ]; do sleep 0.1; done"""
 COMPARE = r"""
 import gzip, hashlib, json, os, stat, sys
 import xxhash
@@ -169,10 +175,32 @@ def test_manifest_on_hard_links_outlives_an_interruption(vm: Machine) -> None:
     init(vm, stick.partition, "home", "--size", "120M", "--filesystem", "ext4", "--no-run")
     stick.pull()
     since = now(vm)
-    syncing(vm, stick, at_least=12 * MIB)
-    vm.run(["cryptback", "cancel", "home"])
+    writer = hold(vm, stick, at_least=12 * MIB).writer
+    cancelling = vm.spawn(["cryptback", "cancel", "home"])
+    vm.run(["/bin/sh", "-c", UNTIL_TERMINATED, "sh", str(writer)])
+    go_on(vm)  # so that it ends in order
+    cancelling.wait()
     assert ended(vm, since=since)["CRYPTBACK_OUTCOME"] == "cancelled"
     back_up(vm)
     with opened(vm) as container:
         (name,) = container.versions()
         assert compare(vm, name)["wrong"] == []
+
+
+def test_what_a_killed_worker_had_copied_gets_its_checksums(enrolled: Machine) -> None:
+    """They have their names, and nobody has read what rsync said of them."""
+    vm = enrolled
+    vm.expect_journal("^cryptbackd: home: failed: The worker was killed by SIGKILL")
+    random_files(vm, 12, 4)
+    vm.run("cd /home/me/random && ln 1 twin")
+    writer = hold(vm, vm.stick("main"), at_least=4 * MIB)
+    vm.run(["kill", "-STOP", str(writer.worker)])
+    go_on(vm)
+    vm.run(["/bin/sh", "-c", UNTIL_COPIED, "sh", str(writer.worker)], timeout=PATIENCE)
+    since = now(vm)
+    vm.run(["kill", "-KILL", str(writer.worker)])
+    assert ended(vm, since=since)["CRYPTBACK_OUTCOME"] == "failed"
+    back_up(vm)
+    assert vm.journal(since=since, MESSAGE="You may unplug home now.")
+    with opened(vm) as container:
+        assert compare(vm, container.versions()[-1])["wrong"] == []

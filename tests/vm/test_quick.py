@@ -87,6 +87,38 @@ def test_in_doubt_a_run_compares_in_full(enrolled: Machine) -> None:
     assert difference(vm) == ""
 
 
+ENTRY = "/etc/cryptback/drives.d/home.toml"
+UNREADABLE = """
+mkdir /srv/gone /srv/shared && echo 1 > /srv/gone/file
+cd /srv/shared && echo 1 > open && echo 1 > closed && chmod 0600 closed
+echo /srv/shared > /home/me/list && chown me: /home/me/list
+"""
+
+
+def test_a_run_is_quick_although_something_can_never_be_read(enrolled: Machine) -> None:
+    """A file that its reader may not read, and a source that is missing."""
+    vm = enrolled
+    vm.run(UNREADABLE)
+    head = vm.run(f"grep -E '^(uuid|container)' {ENTRY}").out
+    sources = 'include = ["/home/me", "/srv/gone"]\ninclude_from = ["/home/me/list"]\n'
+    vm.push(ENTRY, f"{head}[backup]\n{sources}", 0o600)
+    vm.stick("main").plug()
+    assert ended(vm)["CRYPTBACK_OUTCOME"] == "warnings"
+    vm.run("rm -r /srv/gone && echo 22 > /srv/shared/open && rm /home/me/documents/old")
+    told = run(vm, code=3)
+    assert '"/srv/shared/closed" could not be read: Permission denied.' in told
+    assert 'The source "/srv/gone" is missing. Its last state was kept.' in told
+    vm.run("chmod 0644 /srv/shared/closed")
+    told = run(vm, code=3)
+    assert "could not be read" not in told
+    quick = "home: comparing with what this computer remembers of the drive: "
+    assert all(way.startswith(quick) for way in ways(vm)[-2:])
+    assert difference(vm) == ""
+    with opened(vm) as container:
+        shown = vm.run(f"cd {container.newest()}/srv && cat gone/file shared/open shared/closed")
+    assert shown.out.split() == ["1", "22", "1"]
+
+
 @pytest.mark.timeout(600, func_only=True)
 @pytest.mark.parametrize("kind", ["btrfs", "ext4", "xfs"])
 def test_quick_runs_find_random_changes(enrolled: Machine, kind: str) -> None:
@@ -103,7 +135,12 @@ def test_quick_runs_find_random_changes(enrolled: Machine, kind: str) -> None:
     how = "btrfs" if kind == "btrfs" else "links"
     done = vm.run(f"{script} {how} 1 5 25", check=False, timeout=250)
     assert done.code == 0, done.out + done.err
-    vm.run("umount /run/copies && rm /var/copies.img")
+    # Last, as a user that can't read everything.
+    vm.run("mkdir -p /run/copies/u /run/theirs/s")
+    script = "python3 /root/random_trees.py /root/look.py /run/copies/u /run/theirs/s"
+    done = vm.run(f"{script} {how} 2 4 25 1000", check=False, timeout=250)
+    assert done.code == 0, done.out + done.err
+    vm.run("umount /run/theirs/reader /run/copies && rm /var/copies.img")
 
 
 def test_large_file_costs_what_has_changed_in_it(enrolled: Machine) -> None:

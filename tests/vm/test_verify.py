@@ -61,7 +61,7 @@ def enrolled_with(vm: Machine, filesystem: str) -> Stick:
     vm.run(MAKE)
     credential(vm, "home")
     size = {"btrfs": 160, "ext4": 64, "xfs": 400}[filesystem]
-    stick = vm.stick("main", size=(size + 48) * MIB, fs="ext4")
+    stick = vm.stick("main", size=(size * 9 // 8 + 48) * MIB, fs="ext4")
     stick.plug()
     options = ("--size", f"{size}M", "--filesystem", filesystem)
     init(vm, stick.partition, "home", *options, include=(PLACE,))

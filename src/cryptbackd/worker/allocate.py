@@ -20,7 +20,7 @@ import attrs
 from ..errors import CryptbackError, DriveFailed, DriveFull, Refused
 from ..text import printable, size
 from .control import Control, Meter
-from .fill import STEP, ZEROED_LATER, fill, no_copy_on_write
+from .fill import NTFS, STEP, ZEROED_LATER, fill, no_copy_on_write
 from .layers import files
 from .layers.outer import Outer
 
@@ -185,7 +185,8 @@ def _opened(drive: Outer, file: _File, *, resumes: bool) -> tuple[int, int]:
             try:
                 # Of the last step it can't be told how much of it had reached the drive.
                 there = min(os.fstat(fd).st_size, file.length)
-                valid = there if there == file.length else max(0, there // STEP - 1) * STEP
+                whole = there == file.length and drive.filesystem.fstype != NTFS
+                valid = there if whole else max(0, there // STEP - 1) * STEP
                 os.ftruncate(fd, valid)
             except OSError:
                 os.close(fd)

@@ -43,6 +43,8 @@ class Control:
         self._end_of_phase: Callable[[], None] = _nothing
         self._spoke = 0.0
         self.warnings: list[str] = []
+        self.doubts: list[str] = []
+        """Those of the warnings after which it is not certain what the drive holds."""
         self.safe = False
         """Set by ``release`` once every condition of "you may unplug" is proven."""
 
@@ -75,9 +77,14 @@ class Control:
         """A sentence for the journal."""
         self._send(protocol.Said(text, message, priority))
 
-    def warn(self, text: str, message: str = "") -> None:
-        """A sentence that makes the run end with warnings."""
+    def warn(self, text: str, message: str = "", *, doubt: bool = True) -> None:
+        """A sentence that makes the run end with warnings.
+
+        *doubt*: and the next one compare in full, since it is not certain what the drive holds.
+        """
         self.warnings.append(text)
+        if doubt:
+            self.doubts.append(text)
         self._send(protocol.Warned(text, message))
 
     def key(self, purpose: str, refused: str = "") -> tuple[protocol.Key, int]:
@@ -182,8 +189,10 @@ class Meter:
             weight = min(1.0, passed / 5) if self._rate else 1.0
             self._rate += (fresh - self._rate) * weight
             self._at, self._done = now, done
-        left = (self._total - done) / self._rate if self._rate > 0 else -1.0
-        self._control.progress(Progress(min(done, self._total), self._total, self._rate, left))
+        # There may be more than was expected.
+        through = max(0, min(done, self._total))
+        left = (self._total - through) / self._rate if self._rate > 0 else -1.0
+        self._control.progress(Progress(through, self._total, self._rate, left))
 
 
 def escaped(path: str | bytes) -> str:

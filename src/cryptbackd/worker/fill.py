@@ -9,9 +9,11 @@ import fcntl
 import os
 import struct
 
+from .. import kernel
 from .control import Control, Meter
 
-ZEROED_LATER = ("exfat", "vfat", "ntfs3")
+NTFS = "ntfs3"
+ZEROED_LATER = ("exfat", "vfat", NTFS)
 """Outer filesystems that allocate now and zero later, or can't allocate without zeroing."""
 STEP = 8 << 20
 _FS_IOC_GETFLAGS = 0x80086601
@@ -52,6 +54,8 @@ def fill(
     for offset in range(start, end, STEP):
         control.check()
         part = min(STEP, end - offset)
+        if fstype == NTFS:
+            _lengthen(fd, offset + part)
         if random or fstype in ZEROED_LATER:
             _write(fd, os.urandom(part) if random else zeros[:part], offset)
             os.fdatasync(fd)
@@ -59,6 +63,15 @@ def fill(
             os.posix_fallocate(fd, offset, part)
         meter.at(done + offset + part - start)
     os.fsync(fd)
+
+
+def _lengthen(fd: int, length: int) -> None:
+    """While a file gets longer an NTFS is marked as dirty, until all is written out (ntfs3,
+    ntfs_set_state): not while the long writing goes on, or a drive that is pulled in it is refused.
+    """
+    if os.fstat(fd).st_size < length:
+        os.ftruncate(fd, length)
+    kernel.syncfs(fd)
 
 
 def _write(fd: int, data: bytes, offset: int) -> None:

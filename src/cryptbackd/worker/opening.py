@@ -2,8 +2,8 @@
 
 Whatever opens a drive comes through here, so that a change of the container's length that was
 cut off (``worker.unfinished``) is finished or undone before anything else is done with it.
-Every layer lives as long as the block; what is to be cut off the file is, when nothing uses it
-any more.
+Every layer lives as long as the block; what is to be cut off the files is, when nothing uses
+them any more.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from . import lengths, own_header, unfinished
 from .control import Control
 from .device import probe
 from .layers import redo
-from .layers.files import container
-from .layers.loop import Loop
+from .layers.files import Files, container
 from .layers.luks import Volume, luks
 from .layers.mounted import Mounted
 from .layers.outer import Outer, outer
 from .layers.parts import Backing, joined
 from .unfinished import Next, Note, Stage
+from .whitelist import Header
 
 
 @attrs.define
 class Tail:
-    """The end of the container's file; ``cut`` is what it is cut down to, and ``why``.
+    """The end of the container's files; ``cut`` is what they are cut down to, and ``why``.
 
     ``merging``: first what the computer has for it is written (``layers.redo``).
     """
 
     name: str
-    file: int
+    files: Files
     control: Control
     cut: int | None = None
     why: str = ""
@@ -49,15 +49,13 @@ class Tail:
 
     @property
     def length(self) -> int:
-        """Bytes of the file, as it will be."""
-        return os.fstat(self.file).st_size if self.cut is None else self.cut
+        """Bytes of the files, as it will be."""
+        return self.files.length if self.cut is None else self.cut
 
 
 @attrs.define
 class Opening:
-    """An opened volume.  ``drive`` is None, and ``files`` empty, for a bare partition.
-
-    ``device`` and ``tail`` are there where the container is one file alone.
+    """An opened volume.  ``drive``, ``bound`` and ``tail`` are None for a bare partition.
 
     What is entered into ``beneath`` is left when the volume is closed, and before the device.
     """
@@ -65,14 +63,18 @@ class Opening:
     name: str
     volume: Volume
     backing: str
-    files: list[int]
     drive: Outer | None
-    device: Loop | None
+    bound: Backing | None
     tail: Tail | None
     beneath: ExitStack
     control: Control
     growing: bool = False
     """The filesystem inside was being made longer."""
+
+    @property
+    def files(self) -> list[int]:
+        """Those of the container, opened; none for a bare partition."""
+        return [] if self.tail is None else self.tail.files.fds
 
     def settle(self, tree: Mounted) -> None:
         """Finish what takes the mounted filesystem; what can't be is a warning."""
@@ -98,7 +100,7 @@ def opening(
     name: str,
     entry: Entry,
     device: Device,
-    header: headers.Header,
+    header: Header,
     place: Path,
     control: Control,
     *,
@@ -115,7 +117,6 @@ def opening(
     drive: Outer | None = None
     tail: Tail | None = None
     bound: Backing | None = None
-    files: list[int] = []
     backing = device.node
     with ExitStack() as stack:
         if entry.container is None:
@@ -125,11 +126,10 @@ def opening(
             drive = stack.enter_context(outer(device, place / "drive", look_only=untouched))
             access = os.O_RDONLY if untouched else os.O_RDWR
             files = stack.enter_context(container(drive, entry.container, access))
-            file = files[0]
-            if len(files) == 1:
-                finish_merge(name, header, file, control, untouched=untouched)
-                tail = stack.enter_context(ended(name, file, control))
-            bound = stack.enter_context(joined(files, name))
+            file = files.fds[0]
+            finish_merge(name, header, files, control, untouched=untouched)
+            tail = stack.enter_context(ended(name, files, control))
+            bound = stack.enter_context(joined(files.fds, name))
             backing = bound.node
         compare(name, header, file, control, untouched=untouched)
         beneath = stack.enter_context(ExitStack())
@@ -148,16 +148,13 @@ def opening(
         if bound is not None:
             bound.hand_over()
         control.say(f"unlocked with the passphrase from {printable(volume.key_source)}.")
-        only = bound.only if bound is not None else None
-        found = Opening(name, volume, backing, files, drive, only, tail, beneath, control)
+        found = Opening(name, volume, backing, drive, bound, tail, beneath, control)
         if tail is not None and not untouched:
             _take_up(found, tail, header)
         yield found
 
 
-def compare(
-    name: str, header: headers.Header, file: int, control: Control, *, untouched: bool
-) -> None:
+def compare(name: str, header: Header, file: int, control: Control, *, untouched: bool) -> None:
     """Finish a change of the drive's own header, and warn where it is another.
 
     Nothing of it is needed to open the drive.
@@ -177,9 +174,9 @@ def compare(
 
 
 @contextmanager
-def ended(name: str, file: int, control: Control) -> Iterator[Tail]:
-    """The tail of the container *file*, which is cut off, if it is to be, after the block."""
-    tail = Tail(name, file, control)
+def ended(name: str, files: Files, control: Control) -> Iterator[Tail]:
+    """The tail of the container's *files*, which is cut off, if it is to be, after the block."""
+    tail = Tail(name, files, control)
     try:
         yield tail
         if tail.merging is not None:
@@ -194,14 +191,13 @@ def ended(name: str, file: int, control: Control) -> Iterator[Tail]:
 
 def _merge(tail: Tail, note: Note) -> None:
     tail.control.phase(Phase.RESIZING)
-    redo.merge(tail.name, tail.file, tail.control)
+    redo.merge(tail.name, tail.files.fds, tail.control)
     unfinished.write(tail.name, attrs.evolve(note, stage=Stage.SHRINKING))
 
 
 def _cut(tail: Tail, length: int) -> None:
     try:
-        os.ftruncate(tail.file, length)
-        os.fsync(tail.file)
+        tail.files.cut(length)
     except OSError as exc:
         tail.control.warn(
             f"The end of the container could not be cut off: {exc.strerror}."
@@ -215,7 +211,7 @@ def _cut(tail: Tail, length: int) -> None:
 
 
 def finish_merge(
-    name: str, header: headers.Header, file: int, control: Control, *, untouched: bool
+    name: str, header: Header, files: Files, control: Control, *, untouched: bool
 ) -> None:
     """Write the rest of what the computer had worked out, and was cut off in writing."""
     note = unfinished.read(name, header.uuid)
@@ -226,7 +222,7 @@ def finish_merge(
             "A change of the container's length was cut off, and must be finished first.",
             f"`cryptback run {name}` does that.",
         )
-    if not redo.is_among(redo.superblock(file, header.size), note.superblocks):
+    if not redo.is_among(redo.superblock(files.fds, header.size), note.superblocks):
         control.warn(
             "The container had been half written to when it was last here, and something else has"
             " changed it since: the rest was not written.",
@@ -234,10 +230,10 @@ def finish_merge(
         )
         unfinished.forget(name)
         return
-    _merge(Tail(name, file, control), note)
+    _merge(Tail(name, files, control), note)
 
 
-def _take_up(found: Opening, tail: Tail, header: headers.Header) -> None:
+def _take_up(found: Opening, tail: Tail, header: Header) -> None:
     note = unfinished.read(found.name, header.uuid)
     if note is None:
         unfinished.forget(found.name)
@@ -265,7 +261,7 @@ def _take_up(found: Opening, tail: Tail, header: headers.Header) -> None:
         )
 
 
-def begin(found: Opening, header: headers.Header, after: int, stage: Stage) -> Note:
+def begin(found: Opening, header: Header, after: int, stage: Stage) -> Note:
     """Note durably that the container is about to have *after* bytes, before it changes."""
     assert found.tail is not None
     note = Note(header.uuid, found.tail.length, after, stage)

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from .. import catalogue, manifest
+from .. import catalogue, manifest, manifest_writing
 from ..errors import ManifestDamaged, ToolFailed
 from ..run import run
 from .control import Control, escaped
@@ -50,6 +50,10 @@ class Recording:
         """Of the sources, from before the copy; see ``listing.sources``."""
         self.listed_all = True
         """Nothing that the sources have is missing there, but for what vanished meanwhile."""
+        self.failed: set[bytes] = set()
+        """See ``sync.Job``; the next run is to look at them again."""
+        self.unsummed: dict[bytes, int] = {}
+        """See ``Inventory``, of the manifest that was written."""
         self.began = time.time()
         self.before = before
         """The manifest of the version before, held against its record; None: there is none."""
@@ -114,16 +118,16 @@ class Recording:
             with manifest.opened(self.before) as before:
                 if self._last is not None and not _differ(before, changes):
                     size = self.before.stat().st_size
-                    told = manifest.Written(before.records, self._last.manifest, size)
+                    told = manifest_writing.Written(before.records, self._last.manifest, size)
                     if self._link(path, size):
                         return self.described(path, told)
-                written = manifest.write_changed(path, before, changes)
+                written = manifest_writing.write_changed(path, before, changes)
         except ManifestDamaged as exc:
             _without(self._control, exc.sentence)
             return {}
         return self.described(path, written)
 
-    def described(self, path: Path, written: manifest.Written) -> dict[str, object]:
+    def described(self, path: Path, written: manifest_writing.Written) -> dict[str, object]:
         """What a version's record tells of its manifest, which lies at *path*."""
         if self._last is not None and self._last.manifest == written.sha256:
             self._link(path, written.size)
@@ -148,7 +152,9 @@ class Recording:
             return True
         return False
 
-    def _write(self, path: Path, target: Path, kept: Transfers, compared: bool) -> manifest.Written:
+    def _write(
+        self, path: Path, target: Path, kept: Transfers, compared: bool
+    ) -> manifest_writing.Written:
         with ExitStack() as stack:
             copied = records(sort(self._aside, str(kept.path)), None, self._control)
             found = Inventory(
@@ -158,11 +164,13 @@ class Recording:
                 manifest.read_raw(self.before) if self.before is not None else iter(()),
                 kept,
                 compared=compared,
+                failed=self.failed,
             )
-            written = manifest.write_raw(path, found, self.before)
+            written = manifest_writing.write_raw(path, found, self.before)
         completed = found.completed(manifest.read_raw(path))
+        self.unsummed = found.unsummed
         if completed is not None:
-            written = manifest.write_raw(path, completed, path)
+            written = manifest_writing.write_raw(path, completed, path)
         return written
 
     def made(self, version: Version) -> None:

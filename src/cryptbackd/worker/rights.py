@@ -17,10 +17,14 @@ from contextlib import suppress
 
 import attrs
 
-from .. import kernel
+from . import careful
 
 _MAX_PATHS = 64
 """Paths that one child opens: as many descriptors fit into one message (SCM_MAX_FD is 253)."""
+
+
+_SERVED = 1_000_000
+"""In the place of an error's number."""
 
 
 @attrs.frozen
@@ -69,7 +73,8 @@ def _rights(user: pwd.struct_passwd) -> Rights:
 def opened(rights: Rights, paths: Sequence[str], flags: int) -> dict[str, int | OSError]:
     """Each path opened with these rights: a descriptor, the caller's to close, or why not.
 
-    Symbolic links are followed, but for the magic ones of /proc.
+    Symbolic links are followed, but for those of /proc.  Filesystems that a user serves are not
+    asked for anything, see ``careful``.
     """
     paths = list(dict.fromkeys(paths))
     found: dict[str, int | OSError] = {}
@@ -99,9 +104,14 @@ def _opened(rights: Rights, paths: Sequence[str], flags: int) -> dict[str, int |
         raise OSError(errno.EPERM, f"the rights of {rights.name} could not be taken on")
     left = iter(fds)
     return {
-        path: OSError(number, os.strerror(number), path) if number else next(left)
+        path: _error(number, path) if number else next(left)
         for path, number in zip(paths, numbers, strict=True)
     }
+
+
+def _error(number: int, path: str) -> OSError:
+    why = os.strerror(number) if number != _SERVED else "it lies on a user's own filesystem (FUSE)"
+    return OSError(number, why, path)
 
 
 def _take_on(rights: Rights) -> None:
@@ -112,15 +122,15 @@ def _take_on(rights: Rights) -> None:
 
 def _open_all(answer_to: socket.socket, paths: Iterable[str], flags: int) -> None:
     numbers, fds = [], []
-    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     for path in paths:
         try:
-            fds.append(
-                kernel.openat2(
-                    root, path.strip("/") or ".", flags | os.O_CLOEXEC, kernel.RESOLVE_NO_MAGICLINKS
-                )
-            )
+            found = careful.walk(path)
+            if flags != os.O_PATH:
+                found = os.open(f"/proc/self/fd/{found}", flags | os.O_CLOEXEC)
+            fds.append(found)
             numbers.append(0)
+        except careful.ServedByUser:
+            numbers.append(_SERVED)
         except OSError as exc:
             numbers.append(exc.errno or errno.EIO)
     socket.send_fds(answer_to, [" ".join(map(str, numbers)).encode()], fds)

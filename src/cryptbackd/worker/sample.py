@@ -7,7 +7,10 @@ import random
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from ..manifest import SEPARATOR, Record
+from ..changes import fields
+from ..manifest import Record
+
+_LARGEST = (1 << 63) - 1
 
 
 def chance() -> random.Random:
@@ -55,5 +58,5 @@ def part(
 
 def _size(raw: bytes) -> int:
     """The size in a record, if it is that of a regular file; else -1."""
-    fields = raw.partition(SEPARATOR)[2].split(b" ", 6)
-    return int(fields[5]) if fields[0] == b"f" else -1
+    known = fields(raw)[1]
+    return min(int(known[5]), _LARGEST) if known[0] == b"f" else -1

@@ -4,7 +4,9 @@
 state is kept because it is missing, on another filesystem than before, or empty where it
 was not.  :func:`stage` then builds a tree that holds the sources under their absolute paths
 and nothing else: read-only bind mounts of the very directories that were looked at, below
-directories that look like the real ones.  The mounts live as long as the worker.
+directories that look like the real ones.  The mounts live as long as the worker.  No symbolic
+link is followed in them: whoever owns a directory could put one in its place while it is read,
+and get what lies in another source under a name of their own.
 """
 
 from __future__ import annotations
@@ -76,7 +78,8 @@ def plan(
             source = Source(path, before, open_(path))
         except OSError as exc:
             why = "is missing" if exc.errno == errno.ENOENT else f"can't be read: {exc.strerror}"
-            control.warn(f"The source {escaped(path)} {why}. Its last state was kept.")
+            sentence = f"The source {escaped(path)} {why}. Its last state was kept."
+            control.warn(sentence, doubt=False)
             kept.append(Source(path, before))
             continue
         source.filesystem = _filesystem(path, source.fd)
@@ -87,7 +90,7 @@ def plan(
             elif _is_empty(source.fd) and _has_content(last_tree, path):
                 fault = "is empty, and was not before"
         if fault:
-            control.warn(f"The source {escaped(path)} {fault}. {hint}")
+            control.warn(f"The source {escaped(path)} {fault}. {hint}", doubt=False)
             os.close(source.fd)
             kept.append(Source(path, before))
         else:
@@ -97,7 +100,8 @@ def plan(
         if point not in known_skipped:
             control.warn(
                 f"{escaped(point)} is another filesystem and was left out"
-                " (`cross_filesystems = true` would take it along)."
+                " (`cross_filesystems = true` would take it along).",
+                doubt=False,
             )
     return Plan(tuple(read), tuple(kept), skipped, cross_filesystems)
 

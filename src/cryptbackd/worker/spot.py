@@ -7,13 +7,14 @@ and never longer than a part of what the run took.  Nothing is open afterwards.
 
 from __future__ import annotations
 
+import functools
 import random
 import time
 from collections.abc import Iterator
 
 from .. import manifest, paths
 from ..errors import Cancelled, ManifestDamaged
-from ..manifest import Record
+from ..manifest import Block, Record
 from ..model import Phase
 from ..text import count, size
 from .control import Control, Meter
@@ -132,5 +133,11 @@ def _random(reader: manifest.Reader, luck: random.Random) -> Iterator[bytes]:
     if not reader.records:
         return
     weights = [block.records for block in reader.blocks]
+
+    # A small manifest has few blocks: each is drawn from many times.
+    @functools.lru_cache(maxsize=8)
+    def records(block: Block) -> list[bytes]:
+        return reader.text(block)[:-1].split(b"\0")
+
     for block in luck.choices(reader.blocks, weights, k=_TRIES):
-        yield luck.choice(reader.text(block)[:-1].split(b"\0"))
+        yield luck.choice(records(block))

@@ -23,13 +23,15 @@ from typing import NamedTuple
 
 import attrs
 
+from .. import kernel
 from ..errors import Cancelled, CryptbackError, DriveFailed, DriveFull, ToolFailed
 from ..model import Phase
-from ..run import Child, child, death, run
+from ..run import Child, child, death
 from ..text import printable
+from . import rsync_words
 from .control import Control, Meter, escaped
-from .layers.mounted import MOUNT
 from .rights import Rights
+from .rsync_words import Complaint
 from .sources import is_inside
 
 RSYNC = "/usr/bin/rsync"
@@ -46,6 +48,9 @@ _UNREADABLE = "/reader-"
 _PATIENCE = 3.0
 """Seconds that rsync has to end in order when a job is stopped."""
 
+_LAST_WORDS = 0.1
+"""Seconds that more is waited for of what an ended rsync had said: most is in the pipe by then."""
+
 _ATTRIBUTES = ("--filter=-xsr trusted.*", "--filter=-xsr system.*")
 """Extended attributes that are none of ours, on both sides.
 
@@ -56,18 +61,10 @@ rsync leaves out by itself only while there is no such filter.
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 _BROKEN = (errno.EIO, errno.EROFS, errno.ENODEV, errno.ENXIO, errno.EUCLEAN, errno.ENOMEDIUM)
+_NO_PATH = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 _PARTIAL, _VANISHED = 23, 24
 _ABORTED_BY_ERROR = 11
 
-_COMPLAINT = re.compile(
-    r"rsync: \[(?P<side>sender|generator|receiver|Receiver)[^]]*\] (?P<what>.*?)"
-    r'(?:"(?P<path>/.*)"(?P<rest>.*?))?: (?P<why>[^:]+) \((?P<errno>\d+)\)'
-)
-_VANISHED_FILE = re.compile(r'file has vanished: "(?P<path>.*)"')
-_DISCARDED = re.compile(r"ERROR: (?P<path>.*) failed verification -- update discarded\.")
-_OCTAL = re.compile(rb"\\#([0-7]{3})")
-_PROGRESS = re.compile(r"\s*(\d+)\s+\d+%")
-_STATISTIC = re.compile(r"(Number of files|Total file size|Number of deleted files): (\d+)")
 _ITEM = "="
 """Begins the lines of ``--out-format``; rsync's own begin with a space or a letter."""
 
@@ -119,6 +116,9 @@ class Job:
     delete: bool = True
     contents: bool = False
     """Compare files by content, not by size and time: reads both sides in full."""
+    tell_same: bool = False
+    """Have ``received`` told of files whose content was found to be the same, too (together with
+    *contents*)."""
     names: tuple[bytes, ...] | None = None
     """What alone is looked at, below the stage: a directory stands for itself, not for what
     is in it, and of a file with several names all are there.  Nothing is deleted then."""
@@ -127,6 +127,8 @@ class Job:
     must have one link, and one whose copy fails is damaged."""
     named: set[str] = attrs.field(factory=set)
     """Files that were warned of already, if this is not the first try."""
+    failed: set[bytes] = attrs.field(factory=set)
+    """Paths below the stage of what was warned of: the copy may not be what is there."""
     received: Callable[[Received], None] = lambda _file: None
     """Told of each regular file whose content was copied, once it has its name."""
 
@@ -166,6 +168,8 @@ def _arguments(job: Job, *, dry: bool, args_fd: int) -> list[str]:
         argv += ["--whole-file", "--sparse", f"--temp-dir={job.target / TEMPORARY}"]
     if job.contents:
         argv += ["--checksum"]
+    if job.tell_same:
+        argv += ["--itemize-changes", "--itemize-changes"]
     if job.names is not None:
         argv += ["--files-from=-", "--from0"]
     elif job.delete:
@@ -231,8 +235,8 @@ def _unreadable(workspace: Path, program: str) -> Path:
     directory = workspace / "reader"
     if not directory.exists():
         directory.mkdir()
-        options = "size=16m,mode=0755,nosuid,nodev"
-        run([MOUNT, "--types", "tmpfs", "--options", options, "tmpfs", str(directory)])
+        safe = kernel.MS_NOSUID | kernel.MS_NODEV
+        kernel.mount("tmpfs", str(directory), safe, "size=16m,mode=0755")
     copy = directory / os.path.basename(program)
     if not copy.exists():
         shutil.copyfile(program, copy)
@@ -322,7 +326,7 @@ class _Rsync:
         self.synced = Synced()
         self._meter: Meter | None = None
         self._fatal: CryptbackError | None = None
-        self._warned = 0
+        self._complained = False
         self._received = (b"", b"")
         self._last_words = ""
 
@@ -343,9 +347,15 @@ class _Rsync:
                 argv = _arguments(self._job, dry=self._dry, args_fd=args_fd)
                 with child(argv, stdin=_listed(self._job), pass_fds=[args_fd]) as rsync:
                     status = self._follow(rsync)
+        except Cancelled:
+            self._check_last()
+            raise
         finally:
             end_everything_else()
-        self._check_unchanged()
+        if self._fatal is None:
+            self._check_unchanged()
+        else:
+            self._check_last()
         self._judge(status)
 
     def _follow(self, rsync: Child) -> int:
@@ -354,7 +364,8 @@ class _Rsync:
         lines = {"out": self._out, "err": self._err}
         try:
             for stream, chunk in rsync.read(interrupt=self._control.interrupt):
-                *whole, rest[stream] = re.split(rb"[\r\n]", rest[stream] + chunk)
+                *whole, last = re.split(rb"[\r\n]", rest[stream] + chunk)
+                rest[stream] = last[: rsync_words.LONGEST]
                 for line in whole:
                     lines[stream](line)
                 if self._fatal is not None:
@@ -362,37 +373,71 @@ class _Rsync:
                     break
         except Cancelled:
             rsync.terminate(_PATIENCE)
+            self._last_items(rsync, rest["out"])
             raise
         return rsync.wait()
+
+    def _last_items(self, rsync: Child, rest: bytes) -> None:
+        """Read which files it had told of, before it was ended, that were not heard of yet."""
+        with suppress(ToolFailed):  # something else holds the pipe, and says nothing
+            for stream, chunk in rsync.read(deadline=_LAST_WORDS):
+                if stream == "out":
+                    *whole, rest = re.split(rb"[\r\n]", rest + chunk)
+                    for line in whole:
+                        if line.startswith(_ITEM.encode()):
+                            self._item(line[1:])
 
     def _out(self, raw: bytes) -> None:
         line = raw.decode("utf-8", "surrogateescape")
         if line.startswith(_ITEM):
             self._item(raw[1:])
-        elif match := _PROGRESS.match(line):
+        elif (through := rsync_words.progress(line)) is not None:
             if self._meter is not None:
-                self._meter.at(int(match[1]))
-        elif match := _STATISTIC.match(line):
-            number = int(match[2])
-            if match[1] == "Number of files":
+                self._meter.at(through)
+        elif (found := rsync_words.statistic(line)) is not None:
+            what, number = found
+            if what == "Number of files":
                 self.synced.files = number
-            elif match[1] == "Total file size":
+            elif what == "Total file size":
                 self.synced.size = number
             else:
                 self.synced.deleted = number
 
     def _item(self, line: bytes) -> None:
         change, _space, rest = line.partition(b" ")
-        if change[1:2] != b"f" or change[:1] not in b"><":
+        if change[1:2] != b"f":
+            return
+        if self._job.tell_same and change[:1] == b".":
+            self._same(*rsync_words.copied(rest))
+        if change[:1] not in b"><":
             return
         if self._dry:
-            self._total += int(rest)
+            self._total += rsync_words.length(rest)
             return
-        checksum, _space, name = rest.lstrip().partition(b" ")
-        path = _OCTAL.sub(lambda match: bytes([int(match[1], 8)]), name)
-        self.synced.changed_files += 1
         self._check_unchanged()
-        self._received = (path, checksum)
+        self._received = rsync_words.copied(rest)
+        self.synced.changed_files += 1
+
+    def _same(self, path: bytes, checksum: bytes) -> None:
+        """Tell of a file that was not copied, as its content is what rsync read at the source."""
+        with suppress(OSError):  # gone meanwhile
+            copy = os.lstat(os.path.join(os.fsencode(self._job.target), path))
+            source = os.lstat(os.path.join(os.fsencode(self._job.stage), path))
+            if path and _alike(copy, source):
+                self._job.received(Received(path, checksum, copy, source))
+
+    def _check_last(self) -> None:
+        """As :meth:`_check_unchanged`, where rsync was ended: the file may not have its name yet,
+        and what has it be the one that was there before.
+        """
+        (path, checksum), self._received = self._received, (b"", b"")
+        if not path or self._job.contents or not checksum.strip(b"0"):
+            return
+        with suppress(OSError):  # it hasn't, or the drive is gone
+            copy = os.lstat(os.path.join(os.fsencode(self._job.target), path))
+            source = os.lstat(os.path.join(os.fsencode(self._job.stage), path))
+            if _alike(copy, source):
+                self._job.received(Received(path, checksum, copy, source))
 
     def _check_unchanged(self) -> None:
         """Look at the file before the one that was logged: that one has its name by now.
@@ -405,60 +450,80 @@ class _Rsync:
         source = None
         try:
             copy = os.lstat(os.path.join(os.fsencode(self._job.target), path))
-            with suppress(FileNotFoundError):
+            with suppress(OSError):  # gone, or something else is in the way by now
                 source = os.lstat(os.path.join(os.fsencode(self._job.stage), path))
-        except FileNotFoundError:
+        except OSError as exc:
+            if exc.errno not in _NO_PATH:
+                raise
             return
-        if checksum.strip(b"0"):  # else it failed, and the copy is the one that was there
+        same = source is not None and _alike(copy, source)
+        # All zeros: it failed, and the copy is the one that was there.  Where contents are compared
+        # rsync tells what it read for that (log.c, "%C"), which need not be what it copied.
+        if checksum.strip(b"0") and (same or not self._job.contents):
             self._job.received(Received(path, checksum, copy, source))
         if source is None:
             return
         self.synced.changed_bytes += copy.st_size
-        if (copy.st_size, copy.st_mtime_ns) != (source.st_size, source.st_mtime_ns):
-            self._warn_of(b"/" + path, "changed while it was read.")
+        if not same:
+            self._warn_of(path, "changed while it was read.")
 
     def _err(self, raw: bytes) -> None:
         line = raw.decode("utf-8", "surrogateescape")
-        if match := _COMPLAINT.match(line):
-            self._complaint(match)
-        elif match := _VANISHED_FILE.match(line):
-            self._warn_of(_at_home(match["path"]), "vanished while it was to be read.")
-        elif match := _DISCARDED.match(line):
-            self._warn_of(f"/{match['path']}", "changed while it was read and was left out.")
+        if (found := rsync_words.complaint(line)) is not None:
+            self._complaint(found)
+        elif (path := rsync_words.vanished(line)) is not None:
+            self._vanished(path)
+        elif (path := rsync_words.discarded(line)) is not None:
+            self._warn_of(rsync_words.name(path), "changed while it was read and was left out.")
         elif "skipping file deletion" in line:
             self._warn("Nothing was deleted this time, as a directory could not be read.")
         elif line and not line.startswith(("rsync error:", "rsync warning:", "WARNING:")):
-            self._last_words = printable(line)
+            self._last_words = printable(line).strip()
 
-    def _complaint(self, match: re.Match[str]) -> None:
-        number, why = int(match["errno"]), match["why"]
-        if match["side"] == "sender":
-            if match["path"]:
-                self._warn_of(_at_home(match["path"]), f"could not be read: {why}.")
+    def _complaint(self, found: Complaint) -> None:
+        why = printable(found.why)
+        if found.sender:
+            if found.path and found.errno == errno.ENOENT:
+                self._vanished(found.path)
+            elif found.path:
+                name = rsync_words.name(found.path.removeprefix(SOURCE))
+                self._warn_of(name, f"could not be read: {why}.")
             else:
-                self._warn(f"{printable(match['what'].strip())} could not be read: {why}.")
-        elif number in FULL:
+                self._warn(f"{printable(found.what.strip())} could not be read: {why}.")
+        elif found.errno in FULL:
             self._fatal = DriveFull("There is no room left in the container.")
-        elif number in _BROKEN:
+        elif found.errno in _BROKEN:
             self._fatal = DriveFailed(
                 f"The drive failed while it was written to: {why}.",
                 "Check it (journalctl -k); the versions before are as they were.",
             )
         else:
-            path = (match["path"] or "").removeprefix(str(self._job.target))
-            self._warn_of(path, f"could not be copied in full: {why}.")
+            path = (found.path or "").removeprefix(str(self._job.target))
+            self._warn_of(rsync_words.name(path), f"could not be copied in full: {why}.")
 
-    def _warn_of(self, path: str | bytes, what: str) -> None:
-        """Warn of a file, once: rsync tries twice, and then says that it left it out."""
-        name = escaped(path)
+    def _vanished(self, path: str) -> None:
+        name = rsync_words.name(path.removeprefix(SOURCE))
+        self._warn_of(name, "vanished while it was to be read.", gone=True)
+
+    def _warn_of(self, path: bytes, what: str, *, gone: bool = False) -> None:
+        """Warn of a file, once: rsync tries twice, and then says that it left it out.
+
+        What is not there under this name, and has not *gone*, was something else, for all we know.
+        """
+        if self._dry:
+            return
+        known = gone or os.path.lexists(os.path.join(os.fsencode(self._job.stage), path))
+        self._job.failed.add(path)
+        self._complained = True
+        name = escaped(b"/" + path)
         if name not in self._job.named:
             self._job.named.add(name)
-            self._warn(f"{name} {what}")
+            self._warn(f"{name} {what}", doubt=not known)
 
-    def _warn(self, sentence: str) -> None:
+    def _warn(self, sentence: str, *, doubt: bool = True) -> None:
         if not self._dry:
-            self._warned += 1
-            self._control.warn(sentence)
+            self._complained = True
+            self._control.warn(sentence, doubt=doubt)
 
     def _judge(self, status: int) -> None:
         if self._fatal is not None:
@@ -466,11 +531,12 @@ class _Rsync:
         if status in (0, _VANISHED):
             return
         if status == _PARTIAL:
-            if not self._dry and not self._warned:
+            if not self._dry and not self._complained:
                 self._control.warn(f"Not everything could be copied: {self._last_words}")
             return
         if status == _ABORTED_BY_ERROR:
-            raise DriveFailed(f"The copy was given up: {self._last_words}")
+            last = self._last_words or "it is not told why."
+            raise DriveFailed(f"The copy was given up: {last}")
         how = death(status) if status < 0 else f"it ended with status {status}"
         raise ToolFailed(f"The copy by rsync failed: {how}. {self._last_words}".strip())
 
@@ -486,9 +552,8 @@ def _listed(job: Job) -> bytes | None:
     return b"".join(b"./" + name + b"\0" for name in job.names)
 
 
-def _at_home(path: str) -> str:
-    """The path of a source file as its owner knows it."""
-    return path.removeprefix(SOURCE)
+def _alike(one: os.stat_result, other: os.stat_result) -> bool:
+    return (one.st_size, one.st_mtime_ns) == (other.st_size, other.st_mtime_ns)
 
 
 def end_everything_else() -> None:

@@ -18,21 +18,26 @@ SHRINKING   a filesystem as before or shorter, a file as        the filesystem i
             before                                              the tail off: done; else: undone
 ==========  ==================================================  ==============================
 
-A tail is only cut off behind the end of the filesystem, by what the filesystem itself says.
+A tail is only cut off behind the end of the filesystem, by what the filesystem itself says.  With
+several files it may begin in any of them.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from contextlib import suppress
 from enum import Enum, StrEnum
 from pathlib import Path
 
 import attrs
 
-from .. import paths
+from .. import foreign, paths
 from .header import fsync_directory
+
+_SECTORS = re.compile(r"[0-9a-f]+(?: [0-9a-f]+)*")
+"""Hashes of the sectors of a page (``layers.redo``)."""
 
 
 class Stage(StrEnum):
@@ -101,17 +106,29 @@ def write(name: str, note: Note) -> None:
 def read(name: str, uuid: str) -> Note | None:
     """The note about the entry *name*, if it is about the volume *uuid*."""
     try:
-        raw = json.loads(paths.unfinished(name).read_text())
+        raw = foreign.loads(paths.unfinished(name).read_bytes())
         note = Note(
             str(raw["uuid"]),
-            int(raw["before"]),
-            int(raw["after"]),
+            _length(raw["before"]),
+            _length(raw["after"]),
             Stage(raw["stage"]),
-            tuple(str(text) for text in raw["superblocks"]),
+            tuple(map(_hashes, raw["superblocks"])),
         )
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
     return note if note.uuid == uuid else None
+
+
+def _length(value: object) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise ValueError("no length")
+    return value
+
+
+def _hashes(value: object) -> str:
+    if not isinstance(value, str) or _SECTORS.fullmatch(value) is None:
+        raise ValueError("no hashes")
+    return value
 
 
 def forget(name: str) -> None:

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .. import paths
-from ..run import run
-from .layers.mounted import MOUNT
+from .. import kernel, paths
 
 
 def make(name: str) -> Path:
     """The workspace of the entry (or job) *name*."""
     where = paths.RUNTIME / name
     where.mkdir(mode=0o700, parents=True, exist_ok=True)
-    options = "size=16m,mode=0700,nosuid,nodev,noexec"
-    run([MOUNT, "--types", "tmpfs", "--options", options, "tmpfs", str(where)])
+    safe = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
+    kernel.mount("tmpfs", str(where), safe, "size=16m,mode=0700")
     return where

@@ -5,6 +5,9 @@ compared with the tree: all that is to be kept of each file (by manifest.py, who
 first argument). The other arguments: an empty directory on the filesystem to be copied to, an
 empty one for the tree, the kind of versions (btrfs or links), a seed, the number of rounds and the
 greatest number of changes in each.
+
+With one more, a user's number, most runs read with that user's rights, and there are files that the
+user can't read: they keep their last state, and come along as soon as somebody reads them who can.
 """
 
 import json
@@ -23,13 +26,14 @@ from pathlib import Path
 import attrs
 import xxhash
 
-from cryptbackd import manifest
+from cryptbackd import manifest, manifest_writing
 from cryptbackd.worker import listing
 from cryptbackd.worker.control import Control
 from cryptbackd.worker.quick.account import account
 from cryptbackd.worker.quick.changes import changes
 from cryptbackd.worker.quick.difference import difference
 from cryptbackd.worker.quick.transfer import Place, transfer
+from cryptbackd.worker.rights import Rights
 from cryptbackd.worker.sync import RSYNC, Job, sync
 from cryptbackd.worker.versions.btrfs import BtrfsStore
 from cryptbackd.worker.versions.hardlinks import HardLinkStore
@@ -55,9 +59,10 @@ BIG = 17 << 20
 class Source:
     """The tree, and what can happen to it."""
 
-    def __init__(self, root: Path, dice: random.Random) -> None:
+    def __init__(self, root: Path, dice: random.Random, reader: int | None) -> None:
         self.root = os.fsencode(root)
         self.dice = dice
+        self.reader = reader
 
     def paths(self, want: str = "") -> list[bytes]:
         found = []
@@ -151,13 +156,32 @@ class Source:
             os.rename(other, one)
             os.rename(aside, other)
 
+    def lock(self) -> None:
+        """The reader can't read it any more."""
+        path = self.any("f")
+        if path and os.lstat(path).st_nlink == 1:
+            if "user.x" in os.listxattr(path):
+                os.removexattr(path, "user.x")
+            subprocess.run(["/usr/bin/setfacl", "-b", "--", path], check=True)
+            os.chown(path, 0, 0)
+            os.chmod(path, self.dice.choice([0o600, 0o640]))
+
+    def unlock(self) -> None:
+        if locked := [path for path in self.paths("f") if self.is_locked(path)]:
+            os.chmod(self.dice.choice(locked), 0o644)
+
+    def is_locked(self, path: bytes) -> bool:
+        status = os.lstat(path)
+        mine = status.st_uid == self.reader and status.st_mode & 0o400
+        return self.reader is not None and not mine and not status.st_mode & 0o004
+
     def link(self) -> None:
-        if path := self.any("f"):
+        if (path := self.any("f")) and not self.is_locked(path):
             os.link(path, self.fresh())
 
     def link_over(self) -> None:
         one, other = self.any("f"), self.any("f")
-        if one and other and not os.path.samefile(one, other):
+        if one and other and not os.path.samefile(one, other) and not self.is_locked(one):
             os.unlink(other)
             os.link(one, other)
 
@@ -202,8 +226,11 @@ class Source:
                 os.symlink(os.path.relpath(where, os.path.dirname(path)), path)
 
     def mode(self) -> None:
+        modes = [0o600, 0o644, 0o755, 0o4755, 0o2700, 0o1777]
+        if self.reader is not None:
+            modes = [0o755, 0o4755, 0o2755, 0o1777]
         if path := self.any("fd"):
-            os.chmod(path, self.dice.choice([0o600, 0o644, 0o755, 0o4755, 0o2700, 0o1777]))
+            os.chmod(path, self.dice.choice(modes))
 
     def owner(self) -> None:
         if path := self.any():
@@ -215,12 +242,12 @@ class Source:
             os.utime(path, ns=(when, when), follow_symlinks=False)
 
     def acl(self) -> None:
-        if path := self.any("fd"):
+        if (path := self.any("fd")) and not self.is_locked(path):
             user = self.dice.choice([1, 2, 1000])
             subprocess.run(["/usr/bin/setfacl", "-m", f"u:{user}:rx", "--", path], check=True)
 
     def attribute(self) -> None:
-        if path := self.any("fd"):
+        if (path := self.any("fd")) and not self.is_locked(path):
             os.setxattr(path, "user.x", self.dice.randbytes(5))
 
     def no_attribute(self) -> None:
@@ -235,6 +262,8 @@ class Source:
             self.to_directory, self.to_link, self.mode, self.owner, self.times, self.acl,
             self.attribute, self.no_attribute, self.edit_big,
         ]  # fmt: skip
+        if self.reader is not None:
+            kinds += [self.lock] * 4 + [self.unlock]
         done = []
         for _ in range(number):
             what = self.dice.choice(kinds)
@@ -253,6 +282,8 @@ class Copy:
         self.store = (HardLinkStore if self.linked else BtrfsStore)(root / "current")
         self.versions: list[Path] = []
         self.number = 0
+        self.rights: Rights | None = None
+        self.settled = False
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         threading.Thread(target=drain, args=(theirs,), daemon=True).start()
         self.control = Control(ours)
@@ -264,6 +295,7 @@ class Copy:
             exclude=EXCLUDE,
             own=("/src/home",),
             others=(),
+            rights=self.rights,
         )
 
     def list(self) -> Path:
@@ -299,7 +331,7 @@ class Copy:
         upper = manifest.Record(b"src", "d", 0, status.st_mtime_ns, None, None, 0o755, 0, 0, 3)
         records[b"src"] = upper.raw()
         assert there <= records.keys(), there - records.keys()
-        manifest.write_raw(self.root / "manifest", sorted(records[path] for path in there))
+        manifest_writing.write_raw(self.root / "manifest", sorted(records[path] for path in there))
 
     def quick(self) -> Path:
         listed = self.list()
@@ -313,8 +345,8 @@ class Copy:
             )
             place = Place((self.job(),), last, self.linked)
             done = transfer(place, what, self.control)
-            told = account(what, done, place, time.time() + 1000)
-            manifest.write_changed(self.root / "manifest.new", before, told)
+            told = account(what, done, place, 0 if self.settled else time.time() + 1000)
+            manifest_writing.write_changed(self.root / "manifest.new", before, told)
         (self.root / "manifest.new").rename(self.root / "manifest")
         return self.keep()
 
@@ -325,35 +357,50 @@ def drain(sock: socket.socket) -> None:
 
 
 def main() -> None:
-    tool, copies, place, kind, seed, rounds, number = sys.argv[1:]
+    tool, copies, place, kind, seed, rounds, number, *user = sys.argv[1:]
+    reader = int(user[0]) if user else None
     dice = random.Random(int(seed))
     stage = Path(place)
     tree = stage / "src" / "home"
     tree.mkdir(parents=True)
-    source = Source(tree, dice)
+    source = Source(tree, dice, reader)
     source.change(60)
     quick = Copy(Path(copies), tree, kind)
     quick.first()
+    quick.settled = reader is not None
     for turn in range(int(rounds)):
         done = source.change(dice.randrange(int(number) + 1))
-        fault = _turn(tool, quick, stage, Path(copies) / "plain")
+        if reader is not None:
+            theirs = Rights("reader", reader, reader, (reader,), "/")
+            quick.rights = dice.choice([theirs, theirs, theirs, None])
+        locked = {path for path in source.paths("f") if source.is_locked(path)}
+        if quick.rights is None:
+            locked.clear()
+        fault = _turn(tool, quick, stage, Path(copies) / "plain", locked)
         if fault:
-            print(f"seed {seed}, turn {turn}: {done}", *fault, sep="\n")
+            how = "as root" if quick.rights is None else "as a user"
+            print(f"seed {seed}, turn {turn} ({how}): {done}", *fault, sep="\n")
             sys.exit(1)
     print("ok: seed", seed, len(list(manifest.read(quick.root / "manifest"))), "paths")
 
 
-def _turn(tool: str, copy: Copy, stage: Path, plain: Path) -> list[str]:
+def _turn(tool: str, copy: Copy, stage: Path, plain: Path, locked: set[bytes]) -> list[str]:
     """One quick run, held against everything; what is wrong."""
+    copy.control.warnings.clear()
     old = copy.versions[-1]
     before = look(tool, old)
     version = copy.quick()
-    fault = list(copy.control.warnings)
+    fault = list(copy.control.doubts)
+    denied = "could not be read: Permission denied." if locked else "\0"
+    fault += [told for told in copy.control.warnings if not told.endswith(denied)]
     # What is excluded, rsync tells by itself; the rest is compared with the source.
     shutil.rmtree(plain, ignore_errors=True)
     argv = [RSYNC, "-a", *(f"--exclude={pattern}" for pattern in EXCLUDE)]
     subprocess.run([*argv, f"{stage}/", f"{plain}/"], check=True)
     now, want = look(tool, version), only(look(tool, stage), look(tool, plain))
+    names = [os.path.relpath(path, os.fsencode(stage)) for path in locked]
+    unread = {name.decode("ascii", "backslashreplace") for name in names}
+    want = [line for wanted in want for line in _kept(wanted, before, unread)]
     # A copy may have more holes than the source.
     dense = {json.loads(line)["name"] for line in want if '"sparse": false' in line}
     now = [
@@ -367,6 +414,21 @@ def _turn(tool: str, copy: Copy, stage: Path, plain: Path) -> list[str]:
     if look(tool, old) != before:
         fault.append("the version before was changed")
     return fault + faults_of_manifest(copy.root / "manifest", version)
+
+
+def _kept(wanted: str, before: list[str], locked: set[str]) -> list[str]:
+    """What a full run makes of a file: one that can't be read keeps its last state."""
+    now = json.loads(wanted)
+    if now["name"] not in locked:
+        return [wanted]
+    for line in before:
+        was = json.loads(line)
+        if was["name"] == now["name"] and was["kind"] != oct(stat.S_IFDIR):
+            was.pop("links", None)
+            if all(was.get(what) == now[what] for what in ("kind", "size", "time")):
+                was = {**now, "sha256": was["sha256"]}
+            return [json.dumps(was, sort_keys=True)]
+    return []
 
 
 def look(tool: str, root: Path) -> list[str]:

@@ -7,8 +7,7 @@ proven that the drive may be pulled; only then is the error told.
 from __future__ import annotations
 
 import functools
-import json
-import platform
+import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,27 +19,28 @@ from ... import __version__, protocol
 from ...config import Entry, parse
 from ...errors import CryptbackError, DriveFailed, DriveFull, Refused
 from ...model import Device, LedgerEntry, Outcome, Phase, RunResult
-from ...run import run
 from ...text import size
 from .. import header as headers
-from .. import workspace
+from .. import unsummed, workspace
 from ..control import Control
-from ..device import opened, power_off
+from ..device import is_write_protected, opened, power_off, want_writable
 from ..layers.inner import inner
 from ..layers.mounted import Mounted
 from ..lists import Asked, Group, gather
 from ..opening import opening
 from ..quick import run as quick
-from ..quick.proof import Circumstances
+from ..quick.proof import DOUBTS, Circumstances
 from ..quick.run import Way
 from ..quick.transfer import Place
 from ..recording import Recording, recording
 from ..release import release
 from ..remaining import tell, told
+from ..rsync_version import rsync_version
 from ..sources import plan, stage
 from ..spot import read_back
-from ..sync import FULL, RSYNC, Job, Synced, sync
+from ..sync import FULL, Job, Synced, sync
 from ..versions import VERSIONS, Store, ahead, copies, record, removal, store
+from ..whitelist import Header
 
 
 @attrs.frozen
@@ -76,13 +76,16 @@ def backup(start: protocol.Start, control: Control) -> RunResult:
 
 
 @contextmanager
-def proven_free(device: Device, control: Control) -> Iterator[int]:
+def proven_free(device: Device, control: Control, *, writes: bool = True) -> Iterator[int]:
     """The opened drive; after the block it is proven that it may be pulled.
 
     When the block failed, that error is told, and a failing proof is a warning beside it.
+    *writes*: raises Refused where nobody can.
     """
     with opened(device) as fd:
         try:
+            if writes:
+                want_writable(device)
             yield fd
         except Exception:
             try:
@@ -98,7 +101,7 @@ def unlocked(
     name: str,
     entry: Entry,
     device: Device,
-    header: headers.Header,
+    header: Header,
     place: Path,
     control: Control,
     *,
@@ -109,9 +112,10 @@ def unlocked(
     """The whole stack of an enrolled drive, as the tree inside the container.
 
     *read_only*: the filesystem in the container is only looked at; *untouched*: nothing at all
-    is written on the drive, not even what a filesystem would put right when it is mounted.
-    *purpose*: of the key that is asked for.
+    is written on the drive, not even what a filesystem would put right when it is mounted, which
+    is so as well where it is write-protected.  *purpose*: of the key that is asked for.
     """
+    untouched = untouched or (read_only and is_write_protected(device))
     with opening(
         name, entry, device, header, place, control, untouched=untouched, purpose=purpose
     ) as found:
@@ -179,6 +183,7 @@ def back_up(
             delete=accept or not verdict,
             contents=contents,
             received=taken.received,
+            failed=taken.failed,
         )
         syncs = [
             _staged(asked, group, attrs.evolve(plain, stage=place / f"sources{number}"), last_tree)
@@ -194,19 +199,18 @@ def back_up(
             sources=asked.filesystems(),
             lists=asked.lists,
             skipped=tuple(asked.skipped_mounts),
-            kept=bool(asked.kept),
             untouched=last is not None and keeper.is_untouched(last.path),
             programs=programs,
             every=entry.verify.full_every,
             asked_full=contents,
             accept=accept,
         )
-        chosen = quick.way(circumstances, syncs, taken, place, control)
+        chosen = quick.way(circumstances, syncs, asked.kept, taken, place, control)
 
         def make_ready() -> Kept:
             """Sync, and write manifest and record of what is to become a version."""
-            for source in asked.kept:
-                keeper.retain(source.path)
+            for path in asked.kept if chosen.changes is None else ():
+                keeper.retain(path)
             synced, changed = _copy(name, chosen, syncs, keeper, last, taken, control)
             control.phase(Phase.KEEPING)
             tell(control)
@@ -225,12 +229,13 @@ def back_up(
                 "files": synced.files,
                 "bytes": synced.size,
                 **(
-                    taken.write(directory / version, keeper.target, compared=contents)
+                    unsummed.recorded(taken, directory / version, syncs, synced, tree, control)
                     if changed is None
                     else taken.write_changed(directory / version, changed)
                 ),
                 **chosen.fields,
                 "warnings": control.warnings,
+                DOUBTS: control.doubts,
                 "programs": programs,
                 "entry": toml,
                 "ledger": attrs.asdict(ledger) if ledger else None,
@@ -255,10 +260,10 @@ def back_up(
     ahead.note(name, kept.version, tree.fstype, control)
     if accept or not verdict:
         removal.by_rules(keeper, tree, entry.keep, control)
-    copies.bring_in_line(name, record.versions(directory), control)
+    copies.bring_in_line(name, versions := record.versions(directory), control)
     read_back(
         tree,
-        record.versions(directory),
+        versions,
         name=name,
         share=entry.verify.sample,
         took=time.time() - started,
@@ -358,11 +363,10 @@ def _lists(value: object) -> dict[str, list[str]]:
 
 
 def _programs() -> dict[str, str]:
-    told_by_rsync = json.loads(run([RSYNC, "--version", "--version"]).out)
     return {
         "cryptbackd": __version__,
-        "rsync": str(told_by_rsync.get("version", "")),
-        "linux": platform.release(),
+        "rsync": rsync_version(),
+        "linux": os.uname().release,
     }
 
 

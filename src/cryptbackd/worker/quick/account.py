@@ -39,7 +39,9 @@ def account(
             if status is None:
                 told[path] = None
                 continue
-            surely = not done.doubtful or path in done.received or record.kind == "d"
+            surely = path not in done.failed and (
+                not done.doubtful or path in done.received or record.kind == "d"
+            )
             if surely and _is_as_listed(place, path, record) and _is_like(record, status):
                 kept = record._replace(xxh128=sums.get(path))
                 if record.kind != "d" and is_unsettled(record.ctime_ns, began):

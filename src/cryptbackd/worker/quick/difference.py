@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import attrs
@@ -29,6 +29,10 @@ class TooMany(Exception):
     """More differs than a quick run is good for."""
 
 
+def _nowhere(_path: bytes) -> bool:
+    return False
+
+
 @attrs.define
 class Difference:
     """Paths with their records: in both where a path has changed."""
@@ -37,10 +41,13 @@ class Difference:
     """As the manifest has them."""
     now: dict[bytes, bytes] = attrs.field(factory=dict)
     """As the listing has them."""
+    is_kept: Callable[[bytes], bool] = _nowhere
+    """Whether a path was not listed, and stays as it is."""
 
     def add(self, before: Iterable[bytes], now: Iterable[bytes]) -> None:
         """Take up records, without NUL."""
-        self.before.update(_by_path(before))
+        was = _by_path(before)
+        self.before.update((path, raw) for path, raw in was if not self.is_kept(path))
         self.now.update(_by_path(now))
         if len(self.before) + len(self.now) > MOST:
             raise TooMany
@@ -50,12 +57,14 @@ def _by_path(records: Iterable[bytes]) -> Iterator[tuple[bytes, bytes]]:
     return ((raw.partition(SEPARATOR)[0], raw) for raw in records if raw)
 
 
-def difference(listing: Path, before: manifest.Reader) -> Difference:
+def difference(
+    listing: Path, before: manifest.Reader, is_kept: Callable[[bytes], bool] = _nowhere
+) -> Difference:
     """Compare; raises TooMany, and ManifestDamaged.
 
     Of a file that has several names at the source, and one of them here, all are here.
     """
-    found = Difference()
+    found = Difference(is_kept=is_kept)
     fd = os.open(listing, os.O_RDONLY | os.O_CLOEXEC)
     try:
         if os.fstat(fd).st_size == 0:

@@ -8,14 +8,13 @@ is excluded.  The skeleton is gone when :func:`included` returns.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 from ...run import run
+from ..rsync_words import unescaped
 
-_OCTAL = re.compile(rb"\\#([0-7]{3})")
 _ITEM = b"="
 
 
@@ -39,9 +38,7 @@ def included(
     finally:
         shutil.rmtree(where)
     named = {
-        _OCTAL.sub(lambda match: bytes([int(match[1], 8)]), line[1:]).rstrip(b"/")
-        for line in told.split(b"\n")
-        if line.startswith(_ITEM)
+        unescaped(line[1:]).rstrip(b"/") for line in told.split(b"\n") if line.startswith(_ITEM)
     }
     return named & asked.keys()
 

@@ -21,6 +21,9 @@ WHY = "why_full"
 SINCE = "since_full"
 """The field with how many quick runs there were, this one included, since the last full one."""
 
+DOUBTS = "doubts"
+"""The field with those of its warnings after which it was not certain what the drive holds."""
+
 
 @attrs.frozen
 class Circumstances:
@@ -33,8 +36,6 @@ class Circumstances:
     sources: Mapping[str, str]
     lists: Mapping[str, list[str]]
     skipped: tuple[str, ...]
-    kept: bool
-    """Whether a source can't be read and keeps its last state."""
     untouched: bool
     """Whether the target is as the last version is."""
     programs: Mapping[str, str]
@@ -67,10 +68,8 @@ def _by_record(found: Circumstances, record: Mapping[str, Any]) -> str:
         return "the sources are not what they were"
     if sorted(record.get("skipped_mounts") or ()) != sorted(found.skipped):
         return "other filesystems are mounted below the sources than before"
-    if found.kept:
-        return "a source keeps its last state"
-    if record.get("warnings"):
-        return "the last run had warnings"
+    if record.get("warnings") and record.get(DOUBTS, True):
+        return "the last run had warnings, by which it is not certain what the drive holds"
     if _program(record) != _program({"programs": found.programs}):
         return "another version of cryptbackd or rsync made the last version"
     since = record.get(SINCE)

@@ -5,7 +5,8 @@ Lists lie in the directory of the recording, which removes them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import attrs
@@ -15,6 +16,7 @@ from ...errors import ManifestDamaged, ToolFailed
 from ...model import Phase
 from ..control import Control
 from ..recording import Recording
+from ..sources import is_inside
 from ..sync import RSYNC, Job, Synced
 from .account import account
 from .changes import Changes, changes
@@ -61,34 +63,52 @@ class Way:
 
 
 def way(
-    found: Circumstances, jobs: Sequence[Job], taken: Recording, place: Path, control: Control
+    found: Circumstances,
+    jobs: Sequence[Job],
+    kept: Sequence[str],
+    taken: Recording,
+    place: Path,
+    control: Control,
 ) -> Way:
-    """Decide, once the sources are listed.  Raises Cancelled."""
+    """Decide, once the sources are listed but for those that are *kept*.  Raises Cancelled."""
     since = found.last.record.get(SINCE, 0) if found.last is not None else 0
     chosen = Way(why_full(found), None, since if isinstance(since, int) else 0)
     if not chosen.why:
         control.phase(Phase.COMPARING)
-        chosen.why, chosen.changes = _compare(jobs, taken, place)
+        chosen.why, chosen.changes = _compare(jobs, kept, taken, place)
     chosen.say(control)
     return chosen
 
 
-def _compare(jobs: Sequence[Job], taken: Recording, place: Path) -> tuple[str, Changes | None]:
+def _compare(
+    jobs: Sequence[Job], kept: Sequence[str], taken: Recording, place: Path
+) -> tuple[str, Changes | None]:
     if taken.before is None:
         return "what was remembered of the last version is lost", None
     if not taken.listed_all or len(taken.listings) != len(jobs):
         return "not everything could be listed", None
     try:
         with manifest.opened(taken.before) as before:
-            found = difference(taken.merged(), before)
-        sources = [own for job in jobs for own in job.own]
-        return "", changes(found, sources, jobs[0].exclude, place / "skeleton", RSYNC)
+            own = [path for job in jobs for path in job.own]
+            found = difference(taken.merged(), before, is_kept(kept, own))
+        return "", changes(found, [*own, *kept], jobs[0].exclude, place / "skeleton", RSYNC)
     except TooMany:
         return "much has changed", None
     except (ManifestDamaged, ToolFailed) as exc:
         return f"the changes could not be told: {exc.sentence}".rstrip("."), None
     except OSError as exc:
         return f"the changes could not be told: {exc.strerror}", None
+
+
+def is_kept(kept: Sequence[str], own: Sequence[str]) -> Callable[[bytes], bool]:
+    """Whether the innermost source that a path lies in is one of the *kept* ones."""
+
+    def says(path: bytes) -> bool:
+        name = "/" + os.fsdecode(path)
+        longest = max((len(one) for one in kept if is_inside(name, one)), default=-1)
+        return longest > max((len(one) for one in own if is_inside(name, one)), default=-1)
+
+    return says if kept else lambda _path: False
 
 
 def copy_large(place: Place, taken: Recording, control: Control) -> Synced:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -21,13 +21,24 @@ from ..sources import is_inside
 from ..sync import Job, Received, Synced, copy_named, temporary
 from .changes import Changes
 from .large import LARGE, dig_holes, grow
-from .within import Within, within
+from .within import Within, attributes, within
 
 CP = "/usr/bin/cp"
 _ROOT = b"."
 _WITH_HOLES = 1 << 20
 """Bytes from which on holes are cared for."""
 _PATIENCE = 6 * 3600.0
+
+
+def reader(jobs: Iterable[Job], path: bytes) -> Job | None:
+    """The one of *jobs* with the innermost source that *path* lies in."""
+    found, longest = None, -1
+    name = "/" + os.fsdecode(path)
+    for job in jobs:
+        for own in job.own:
+            if is_inside(name, own) and len(own) > longest:
+                found, longest = job, len(own)
+    return found
 
 
 @attrs.frozen
@@ -47,17 +58,13 @@ class Place:
         return self.jobs[0].target
 
     def job(self, path: bytes) -> Job:
-        """The one that *path* is read by: that with the innermost source that it lies in."""
-        found, longest = None, -1
-        name = "/" + os.fsdecode(path)
-        for job in self.jobs:
-            for own in job.own:
-                if is_inside(name, own) and len(own) > longest:
-                    found, longest = job, len(own)
+        """The one that *path* is read by."""
+        found = reader(self.jobs, path)
         if found is not None:
             return found
         # A directory above sources.
-        above = (job for job in self.jobs if os.path.isdir(os.path.join(job.stage, name[1:])))
+        name = os.fsdecode(path)
+        above = (job for job in self.jobs if os.path.isdir(os.path.join(job.stage, name)))
         return next(above, self.jobs[0])
 
     def source(self, path: bytes) -> bytes:
@@ -72,18 +79,47 @@ class Transferred:
     synced: Synced = attrs.field(factory=Synced)
     received: dict[bytes, str] = attrs.field(factory=dict)
     """The checksum of each file that came, by path."""
+    failed: set[bytes] = attrs.field(factory=set)
+    """What was warned of by its path: it may not be what is at the source."""
     doubtful: bool = False
-    """Something was warned of: what did not come may not be what is at the source."""
+    """Something else was warned of: so may nothing be that did not come."""
 
 
 def transfer(place: Place, what: Changes, control: Control) -> Transferred:
     """Bring the target up to date; warns and raises as ``sync`` does."""
     with ExitStack() as stack:
         target = stack.enter_context(within(place.target))
+        if is_there(place, what, target):
+            control.check()
+            return Transferred()
         aside = stack.enter_context(temporary(place.target))
         work = _Transfer(place, what, target, aside, control)
         work.run()
     return work.done
+
+
+def is_there(place: Place, what: Changes, target: Within) -> bool:
+    """Whether there is nothing to do, as far as it shows: then rsync would find nothing, too.
+
+    But for the time of the root, which every copy changes.
+    """
+    if what.now or what.remove or set(what.transfer) != set(what.above):
+        return False
+    return all(_is_alike(place.source(path), target, path) for path in (_ROOT, *what.above))
+
+
+def _is_alike(source: bytes, target: Within, path: bytes) -> bool:
+    """Whether a directory has all of the source's that rsync copies."""
+    try:
+        one, other = os.lstat(source), target.status(path)
+        if other is None or not stat.S_ISDIR(one.st_mode):
+            return False
+        same = (one.st_mode, one.st_uid, one.st_gid) == (other.st_mode, other.st_uid, other.st_gid)
+        if path != _ROOT:
+            same &= one.st_mtime_ns == other.st_mtime_ns
+        return same and target.attributes(path) == attributes(source)
+    except OSError:
+        return False
 
 
 def transfer_large(place: Place, listed: Mapping[bytes, bytes], control: Control) -> Synced:
@@ -112,7 +148,7 @@ class _Transfer:
         self.done = Transferred()
 
     def run(self) -> None:
-        warned = len(self._control.warnings)
+        doubts = len(self._control.doubts)
         for path in self._what.remove:
             self._target.remove(path)
             self._control.check()
@@ -120,8 +156,18 @@ class _Transfer:
         large = self.run_large()
         self._part_names()
         self._copy([path for path in self._what.transfer if path not in large])
-        self._bring_back(large)
-        self.done.doubtful = len(self._control.warnings) > warned
+        again = [path for path in self._unread() if path not in large]
+        # What is brought back is a link into the last version, where files are links, and not to
+        # be written to.
+        if not self._place.linked:
+            self._bring_back(large)
+        if again:
+            self._pass([_ROOT, *again], contents=False)
+        if self._place.linked:
+            self._dig_holes()
+            self._bring_back(large)
+        self.done.failed = {path for job in self._place.jobs for path in job.failed}
+        self.done.doubtful = len(self._control.doubts) > doubts
 
     # Large files
 
@@ -193,8 +239,11 @@ class _Transfer:
             self._pass(several, link=False)
         alone = set(paths).difference(several)
         self._pass([_ROOT, *sorted(alone)])
-        # What rsync copies from the last version, since but its owner (or the like) has
-        # changed, has no holes any more.
+
+    def _dig_holes(self) -> None:
+        """What rsync copies from the last version, since but its owner (or the like) has
+        changed, has no holes any more.
+        """
         for path, now in self._now.items():
             if now.kind == "f" and now.size >= _WITH_HOLES:
                 dig_holes(self._place.source(path), self._target, path, self._control)
@@ -207,15 +256,24 @@ class _Transfer:
             return now.nlink > 1
         return now.nlink > 1 or before.nlink > 1 or before.inode is None
 
-    def _pass(self, paths: Collection[bytes], *, in_place: bool = False, link: bool = True) -> None:
+    def _pass(
+        self,
+        paths: Collection[bytes],
+        *,
+        in_place: bool = False,
+        link: bool = True,
+        contents: bool = True,
+    ) -> None:
         shares: dict[Path, tuple[Job, list[bytes]]] = {}
         for path in paths:
             job = self._place.job(path)
             shares.setdefault(job.stage, (job, []))[1].append(path)
         for job, share in shares.values():
-            self._share(job, share, in_place=in_place, link=link)
+            self._share(job, share, in_place=in_place, link=link, contents=contents)
 
-    def _share(self, job: Job, paths: list[bytes], *, in_place: bool, link: bool) -> None:
+    def _share(
+        self, job: Job, paths: list[bytes], *, in_place: bool, link: bool, contents: bool
+    ) -> None:
         tell = job.received
 
         def received(file: Received) -> None:
@@ -225,7 +283,7 @@ class _Transfer:
         job = attrs.evolve(
             job,
             names=tuple(paths),
-            contents=not in_place,
+            contents=contents and not in_place,
             in_place=in_place,
             link_dest=(self._place.last,) if self._place.linked and link else (),
             received=received,
@@ -236,6 +294,21 @@ class _Transfer:
         self.done.synced.changed_bytes += done.changed_bytes
 
     # What could not be read
+
+    def _unread(self) -> list[bytes]:
+        """Of the files that could not be read, those whose copy has their size and time.
+
+        To a full run they would be unchanged but for their owner and the like.
+        """
+        failed = {path for job in self._place.jobs for path in job.failed}
+        unread = {now.inode for path in failed if (now := self._now.get(path)) and now.kind == "f"}
+        same = {
+            now.inode
+            for path, now in self._now.items()
+            if (was := self._before.get(path))
+            and (was.kind, was.size, was.mtime_ns) == ("f", now.size, now.mtime_ns)
+        }
+        return sorted(path for path, now in self._now.items() if now.inode in unread & same)
 
     def _bring_back(self, large: Collection[bytes]) -> None:
         """Restore what is missing although the source has it."""
@@ -257,4 +330,7 @@ class _Transfer:
         argv += [os.fsdecode(last), str(fresh)]
         run(argv, deadline=_PATIENCE, interrupt=self._control.interrupt)
         with self._target.parent(path) as (directory, name):
+            times = os.fstat(directory)
             os.rename(fresh, name, dst_dir_fd=directory)
+            kept = (times.st_atime_ns, times.st_mtime_ns)
+            os.utime(f"/proc/self/fd/{directory}", ns=kept)

@@ -47,6 +47,14 @@ class Within:
         with self.parent(path) as (directory, name):
             return os.readlink(name, dir_fd=directory)
 
+    def attributes(self, path: bytes) -> dict[str, bytes]:
+        """The extended attributes of a directory, ACLs included."""
+        fd = self.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            return attributes(fd)
+        finally:
+            os.close(fd)
+
     def open(self, path: bytes, flags: int) -> int:
         """A descriptor of a file, the caller's to close."""
         return kernel.openat2(self._root, os.fsdecode(path), flags | os.O_NOFOLLOW, _RESOLVE)
@@ -61,6 +69,11 @@ class Within:
                 shutil.rmtree(name, dir_fd=directory)
             else:
                 os.unlink(name, dir_fd=directory)
+
+
+def attributes(file: int | bytes) -> dict[str, bytes]:
+    """The extended attributes of what a descriptor, or a path that is no link, stands for."""
+    return {name: os.getxattr(file, name) for name in os.listxattr(file)}
 
 
 @contextmanager

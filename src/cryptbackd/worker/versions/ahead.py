@@ -15,7 +15,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
-from ... import catalogue, paths
+from ... import catalogue, foreign, paths
 from ...errors import CryptbackError
 from ...run import run
 from ..control import Control
@@ -53,7 +53,7 @@ def note(name: str, version: Version, fstype: str, control: Control) -> None:
 def read_ahead(name: str, last: Version) -> None:
     """Have the kernel read the directories of the version *last*, if it is known where they are."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        told = json.loads((paths.catalogue(name) / _FILE).read_bytes())
+        told = foreign.loads((paths.catalogue(name) / _FILE).read_bytes())
         if told["nonce"] != last.record["nonce"]:
             return
         fd = os.open(f"/dev/mapper/{paths.mapping(name)}", os.O_RDONLY | os.O_CLOEXEC)

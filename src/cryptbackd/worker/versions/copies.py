@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ... import catalogue
+from ... import catalogue, foreign
 from ..control import Control, escaped
 from .record import Version
 
@@ -125,7 +125,7 @@ def _sha256(path: Path) -> str:
 
 def _read(path: Path) -> dict[str, _Stamp]:
     try:
-        told = json.loads(path.read_bytes())
+        told = foreign.loads(path.read_bytes())
     except (OSError, ValueError):
         return {}
     return told if isinstance(told, dict) else {}
@@ -139,7 +139,7 @@ def _fresh(path: Path) -> Iterator[Path]:
         fresh.unlink()
     try:
         yield fresh
-        fd = os.open(fresh, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(fresh, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             os.fchmod(fd, 0o600)
             os.fsync(fd)

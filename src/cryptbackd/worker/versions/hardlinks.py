@@ -9,6 +9,7 @@ but set aside, and serves the next run as one more tree to link from.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 from pathlib import Path
@@ -37,11 +38,13 @@ class HardLinkStore:
     def begin(self, last: Path | None) -> None:
         """Set an interrupted target aside and make an empty one."""
         root = self.target.parent
-        aside = sorted(root.glob(f"{_ASIDE}*"), key=lambda path: int(path.name[len(_ASIDE) :]))
+        aside = _set_aside(root)
         if os.path.lexists(self.target):
             if not stat.S_ISDIR(os.lstat(self.target).st_mode):
                 raise ForgedDrive('"current" in the container is not a directory.')
             number = int(aside[-1].name[len(_ASIDE) :]) + 1 if aside else 1
+            while os.path.lexists(root / f"{_ASIDE}{number}"):
+                number += 1
             aside.append(self.target.rename(root / f"{_ASIDE}{number}"))
         for old in aside[:-_MOST_LINK_DESTS]:
             shutil.rmtree(old)
@@ -82,7 +85,7 @@ class HardLinkStore:
     def keep(self, version: Path) -> None:
         """The rename makes it a version; what was set aside has served."""
         self.target.rename(version)
-        for path in self.target.parent.glob(f"{_ASIDE}*"):
+        for path in _set_aside(self.target.parent):
             shutil.rmtree(path)
 
     def removes_at_once(self, tree: Path) -> bool:  # noqa: ARG002
@@ -102,3 +105,13 @@ class HardLinkStore:
             raise DriveFailed(f"Room could not be made: {exc.strerror}.") from exc
         finally:
             os.close(fd)
+
+
+def _set_aside(root: Path) -> list[Path]:
+    """What interrupted runs left in *root*, oldest first; what only looks like it is left alone."""
+    found = {}
+    for path in root.glob(f"{_ASIDE}*"):
+        number = path.name[len(_ASIDE) :]
+        if re.fullmatch("[0-9]{1,9}", number) and stat.S_ISDIR(os.lstat(path).st_mode):
+            found[path] = int(number)
+    return sorted(found, key=lambda path: found[path])

@@ -13,20 +13,22 @@ import json
 import os
 import secrets
 import socket
+import stat
 import time
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from ...catalogue import manifest_sha256
+from ... import foreign
+from ...catalogue import manifest_sha256, raw_record
 from ...model import LedgerEntry
 from ...text import printable
 from .retention import Dated
 
 FORMAT = 1
-_LARGEST = 16 << 20
-"""Bytes that a record may have; a longer one is no record."""
+_HIGHEST = 1 << 53
+"""Above what a sequence number may be; it has to fit into the history."""
 
 
 @attrs.frozen
@@ -40,7 +42,8 @@ class Version:
     @property
     def sequence(self) -> int:
         """Its place in the order of versions, from 1."""
-        return int(self.record["sequence"])
+        number: int = self.record["sequence"]
+        return number
 
     @property
     def manifest(self) -> str:
@@ -67,20 +70,21 @@ class Version:
 def versions(directory: Path) -> list[Version]:
     """The complete versions below *directory*, oldest first.
 
-    One without a record that can be read is left alone and not counted.
+    One without a record that can be read, or with a name that can't be told, is left alone and
+    not counted, and so is what has a name that begins with a dot: "...json" would be the record
+    of "..".
     """
     found = []
-    for path in directory.glob("*.json"):
+    for path in directory.glob("[!.]*.json"):
         tree = path.with_suffix("")
         try:
-            if path.is_symlink() or tree.is_symlink() or not tree.is_dir():
+            if tree.is_symlink() or not tree.is_dir() or not tree.name.isprintable():
                 continue
-            with path.open("rb") as file:
-                raw = file.read(_LARGEST)
-            record = json.loads(raw)
-            version = Version(tree, record, hashlib.sha256(raw).hexdigest())
-            if version.sequence >= 1 and isinstance(record["nonce"], str):
-                found.append(version)
+            raw = raw_record(path)
+            record = foreign.loads(raw)
+            number, nonce = record["sequence"], record["nonce"]
+            if type(number) is int and 1 <= number < _HIGHEST and isinstance(nonce, str):
+                found.append(Version(tree, record, hashlib.sha256(raw).hexdigest()))
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return sorted(found, key=lambda version: version.sequence)
@@ -154,5 +158,7 @@ def tidy(directory: Path) -> None:
     """Remove records and manifests whose version never came to be."""
     for what in ("json", "manifest"):
         for path in (*directory.glob(f"*.{what}"), *directory.glob(f".*.{what}.new")):
+            if stat.S_ISDIR(os.lstat(path).st_mode):
+                continue  # none that we have made
             if path.name.startswith(".") or not os.path.lexists(path.with_suffix("")):
                 path.unlink()

@@ -1,0 +1,123 @@
+"""What rsync's complaints are taken for: warnings of files by name, and doubts."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+import pytest
+
+from cryptbackd.worker.control import Control
+from cryptbackd.worker.sync import Job, Received, _Rsync
+
+
+@pytest.fixture
+def control() -> Iterator[Control]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        yield Control(ours)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    stage, target = tmp_path / "stage", tmp_path / "target"
+    for name in ("file", "é", 'a": b'):
+        (stage / "home" / name).parent.mkdir(parents=True, exist_ok=True)
+        (stage / "home" / name).touch()
+    return Job(stage=stage, target=target, exclude=(), own=("/home",), others=())
+
+
+UNREADABLE = b'rsync: [sender] send_files failed to open "/source%b": Permission denied (13)'
+NOT_MADE = b'rsync: [generator] mknod "%b/home/file" failed: Operation not permitted (1)'
+GONE = b'rsync: [sender] link_stat "/source/./home/gone" failed: No such file or directory (2)'
+
+
+@pytest.mark.parametrize(
+    ("line", "failed", "told", "doubts"),
+    [
+        (UNREADABLE % b"/home/file", b"home/file", '"/home/file" could not be read', 0),
+        (UNREADABLE % b"/./home/file", b"home/file", '"/home/file" could not be read', 0),
+        (UNREADABLE % rb"/home/\#303\#251", "home/é".encode(), '"/home/é" could not be read', 0),
+        (UNREADABLE % b'/home/a": b', b'home/a": b', "could not be read: Permission denied.", 0),
+        (UNREADABLE % b"/home/other", b"home/other", "could not be read", 1),
+        (GONE, b"home/gone", '"/home/gone" vanished', 0),
+        (b'file has vanished: "/source/home/gone"', b"home/gone", '"/home/gone" vanished', 0),
+        (
+            b"ERROR: home/file failed verification -- update discarded.",
+            b"home/file",
+            "was left out",
+            0,
+        ),
+        (
+            b"IO error encountered -- skipping file deletion",
+            None,
+            "Nothing was deleted this time",
+            1,
+        ),
+    ],
+)
+def test_a_complaint_of_a_file_that_is_there_leaves_no_doubt(
+    job: Job, control: Control, line: bytes, failed: bytes | None, told: str, doubts: int
+) -> None:
+    dry = _Rsync(job, control, dry=True)
+    dry._err(line)
+    assert (control.warnings, job.failed) == ([], set())
+    for _try in range(2):
+        _Rsync(job, control, dry=False)._err(line)
+    assert job.failed == ({failed} if failed else set())
+    assert told in control.warnings[0]
+    assert len(set(control.doubts)) == doubts
+    assert len(set(control.warnings)) == 1
+
+
+@pytest.mark.parametrize(
+    ("contents", "changed", "known"),
+    [(False, False, True), (False, True, True), (True, False, True), (True, True, False)],
+)
+def test_a_checksum_from_before_the_copy_is_not_taken_for_that_of_a_changed_file(
+    job: Job, control: Control, contents: bool, changed: bool, known: bool
+) -> None:
+    copy = job.target / "home/file"
+    copy.parent.mkdir(parents=True)
+    copy.touch()
+    os.utime(copy, (1, 1))
+    os.utime(job.stage / "home/file", (2, 2) if changed else (1, 1))
+    received: list[Received] = []
+    rsync = _Rsync(
+        attrs.evolve(job, contents=contents, received=received.append), control, dry=False
+    )
+    rsync._item(b">f+++++++++ " + b"1" * 32 + b" home/file")
+    rsync._check_unchanged()
+    assert [file.path for file in received] == [b"home/file"] * known
+    assert len(control.warnings) == changed
+
+
+@pytest.mark.parametrize("tell", [True, False])
+def test_a_file_whose_content_is_the_same_is_told_of_if_that_was_asked_for(
+    job: Job, control: Control, tell: bool
+) -> None:
+    copy = job.target / "home/file"
+    copy.parent.mkdir(parents=True)
+    for path in (copy, job.stage / "home/file"):
+        path.touch()
+        os.utime(path, (1, 1))
+    received: list[Received] = []
+    job = attrs.evolve(job, contents=True, tell_same=tell, received=received.append)
+    rsync = _Rsync(job, control, dry=False)
+    rsync._item(b".f          " + b"1" * 32 + b" home/file")
+    rsync._item(b".f          " + b"2" * 32 + b" home/\xc3\xa9")  # which is not in the copy
+    rsync._item(b".d          " + b" " * 32 + b" home/")
+    assert [(file.path, file.xxh128) for file in received] == [(b"home/file", b"1" * 32)] * tell
+    assert rsync.synced.changed_files == 0
+
+
+def test_what_can_not_be_made_on_the_drive_is_named_as_at_home(job: Job, control: Control) -> None:
+    rsync = _Rsync(job, control, dry=False)
+    rsync._err(NOT_MADE % str(job.target).encode())
+    assert control.warnings == [
+        '"/home/file" could not be copied in full: Operation not permitted.'
+    ]
+    assert (control.doubts, job.failed) == ([], {b"home/file"})
