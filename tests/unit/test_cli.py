@@ -396,6 +396,11 @@ INIT = ["init", "/dev/x", "--name", "new", "--include", "/etc"]
         ([*INIT, "--yes"], "asked for a passphrase"),
         ([*INIT, "--yes", "--passphrase-fd", "0", "--name", "A B"], "can't be the name"),
         ([*INIT, "--yes", "--passphrase-fd", "0", "--include", "/no/such"], "nothing at /no/such"),
+        (
+            [*INIT, "--yes", "--passphrase-fd", "0", "--include-from", "/no/such"],
+            "no file /no/such",
+        ),
+        ([*INIT[:4], "--yes", "--passphrase-fd", "0"], "what is to be backed up"),
         ([*INIT, "--format", "luks", "--container", "x"], "no container file"),
         ([*INIT, "--adopt", "--size", "1G"], "nothing is made"),
         (["passphrase", "home"], "what is to be done"),

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cryptbackd import catalogue, manifest, paths, query
+from cryptbackd import catalogue, manifest, manifest_writing, paths, query
 from cryptbackd.changes import changes, compare
 from cryptbackd.cli import find, versions
 from cryptbackd.errors import Refused
@@ -49,7 +49,7 @@ def readers(place: Path, *trees: list[Record]) -> Iterator[list[Reader]]:
         before: Path | None = None
         for number, tree in enumerate(trees):
             path = place / str(number)
-            manifest.write(path, ordered(tree), before)
+            manifest_writing.write(path, ordered(tree), before)
             found.append(stack.enter_context(manifest.opened(path)))
             before = path
         yield found
@@ -124,7 +124,7 @@ ME, OTHER, GROUP = 1000, 2000, 3000
 def test_a_user_sees_what_they_could_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uid: int, groups: set[int], sees: set[str]
 ) -> None:
-    monkeypatch.setattr(manifest, "_BLOCK", 100)  # a directory may be in another block
+    monkeypatch.setattr(manifest_writing, "_BLOCK", 100)  # a directory may be in another block
     tree = [
         file("a"), folder("d"), file("d/open", uid=0), folder("p", 0o700), file("p/mine"),
         file("d/grouped", mode=0o040, uid=0, gid=GROUP), folder("p/q"), file("p/q/deep"),
@@ -141,7 +141,7 @@ def test_a_user_sees_what_they_could_read(
 def test_what_is_hidden_in_one_version_may_be_seen_in_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(manifest, "_BLOCK", 100)
+    monkeypatch.setattr(manifest_writing, "_BLOCK", 100)
     files = [file(f"d/{number}") for number in range(9)]
     closed, opened = [folder("d", 0o700), *files], [folder("d"), *files]
     search = Search(Pattern("*"), Seer(OTHER, frozenset()), 100)
@@ -175,7 +175,7 @@ def test_changes_are_those_of_the_trees(
         ]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(manifest, "_BLOCK", block)
+        patch.setattr(manifest_writing, "_BLOCK", block)
         place = tmp_path_factory.mktemp("changes")
         with readers(place, records(old), records(new)) as (one, other):
             told = {os.fsdecode(change.path): change.what for change in changes(one, other)}
@@ -224,7 +224,7 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         name = DAY.format(number)
         told: dict[str, Any] = {"sequence": number, "files": 2, "bytes": 105}
         if number != 2:
-            written = manifest.write(place / f"{name}.manifest", ordered(tree))
+            written = manifest_writing.write(place / f"{name}.manifest", ordered(tree))
             told["manifest_sha256"] = written.sha256
         record.write(place, name, {**told, "finished": 100 + number, "warnings": ["A warning."]})
     return place

@@ -19,8 +19,8 @@ from cryptbackd import kits as kit_notes
 from cryptbackd.errors import Cancelled, Refused
 from cryptbackd.model import StopReason
 from cryptbackd.worker.control import Control
-from cryptbackd.worker.header import Header
 from cryptbackd.worker.jobs import first_kit
+from cryptbackd.worker.whitelist import Header
 
 ENTRY = config.parse('uuid = "AAAA-BBBB"\ncontainer = "x"\n[backup]\ninclude = ["/a"]\n', "home")
 RAW = os.urandom(1 << 20)

@@ -37,7 +37,17 @@ TOLD = {"name": "home", "entry": ENTRY, "host": "old", "version": "v", "versions
 
 def plan(**said: Any) -> Plan:
     nothing: dict[str, Any] = dict.fromkeys(field.name for field in attrs.fields(Plan))
-    return Plan(**{**nothing, "name": "", "include": (), "exclude": (), "device": "/dev/x", **said})
+    return Plan(
+        **{
+            **nothing,
+            "name": "",
+            "include": (),
+            "include_from": (),
+            "exclude": (),
+            "device": "/dev/x",
+            **said,
+        }
+    )
 
 
 def test_what_the_container_tells_takes_effect() -> None:
@@ -54,6 +64,11 @@ def test_what_was_said_wins() -> None:
     entry = config.parse(settings, "")
     assert (name, entry.backup.include, entry.backup.exclude) == ("other", ("/srv",), ("*.iso",))
     assert entry.keep.last == 3
+
+
+def test_a_list_that_was_said_wins_over_paths() -> None:
+    backup = config.parse(recovered.chosen(plan(include_from=("/l",)), TOLD)[1], "").backup
+    assert (backup.include, backup.include_from) == ((), ("/l",))
 
 
 @pytest.mark.parametrize(

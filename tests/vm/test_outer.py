@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 
 import pytest
 
 from tests.machine import Machine
 from tests.machine.enroll import CHEAP, PASSPHRASE, credential, init, make_files
-from tests.machine.machine import Entry
 from tests.vm.container import listing, opened
 from tests.vm.failing import KERNEL_MISSES_IT, NO_HOLES_ON_FAT, succeeds_next
+from tests.vm.runs import copied
 
 MIB = 1 << 20
 SIZES = {"xfs": 320, "btrfs": 192, "f2fs": 160}
@@ -76,28 +75,24 @@ def test_a_dirty_ntfs_is_refused_and_not_forced(vm: Machine) -> None:
     succeeds_next(vm)
 
 
-def is_far(entry: Entry) -> bool:
-    """A line of `cryptback init --json` that tells that 24 MiB of the container are made."""
-    try:
-        drive = json.loads(entry["MESSAGE"]).get("drive", {})
-    except ValueError:
-        return False
-    return bool(drive.get("phase") == "formatting" and drive.get("done", 0) >= 24 * MIB)
-
-
-@pytest.mark.parametrize("options", [[], ["--part-size", "32M"]], ids=["one file", "several"])
-def test_a_pulled_init_goes_on_where_it_was(vm: Machine, options: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("outside", "options"),
+    [("vfat", []), ("vfat", ["--part-size", "32M"]), ("ntfs", [])],
+    ids=["one file", "several", "ntfs"],
+)
+def test_a_pulled_init_goes_on_where_it_was(vm: Machine, outside: str, options: list[str]) -> None:
     vm.expect_journal(NO_HOLES_ON_FAT)
     vm.expect_journal(KERNEL_MISSES_IT)
     words = ["--size", "80M", "--filesystem", "ext4", "--no-run", *options]
-    stick = vm.stick("main", size=96 * MIB, fs="vfat", partitioned=True)
+    size = 96 if outside == "vfat" else 128
+    stick = vm.stick("main", size=size * MIB, fs=outside, partitioned=True)
     stick.plug(bps=4 * MIB)
     command = ["cryptback", "init", stick.partition, "--name", "home", "--include", "/home/me"]
     command += ["--yes", "--passphrase-fd", "3", *CHEAP, "--json", *words]
     vm.push("/run/passphrase", PASSPHRASE, 0o600)
     script = f"exec {shlex.join(command)} 3< /run/passphrase > >(exec logger --tag init) 2>&1"
     running = vm.spawn(["/bin/bash", "-c", script])
-    vm.wait_journal(is_far, SYSLOG_IDENTIFIER="init", timeout=120)
+    vm.wait_journal(copied(30_000_000, "formatting"), SYSLOG_IDENTIFIER="init", timeout=120)
     stick.pull()
     assert running.wait(check=False, timeout=60).code == 75
     stick.plug()

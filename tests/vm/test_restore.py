@@ -287,13 +287,28 @@ def test_nobody_leads_roots_restore_elsewhere(enrolled: Machine) -> None:
     assert vm.run("test -d /home/me/many/deep && ! test -L /home/me/many/deep").code == 0
 
 
-@pytest.mark.timeout(1200, func_only=True)
+@pytest.mark.timeout(1500, func_only=True)
+def test_a_directory_of_50_000_entries_comes_back(enrolled: Machine) -> None:
+    vm = enrolled
+    vm.run(
+        "mkdir /home/me/wide && cd /home/me/wide && seq -f entry-%05.0f 50000 | xargs touch"
+        " && chown -R me: .",
+        timeout=300,
+    )
+    vm.stick("main").plug()
+    assert ended(vm, timeout=900)["CRYPTBACK_OUTCOME"] == "done"
+    before = by_hand.manifest(vm, "/home/me")
+    restore(vm, "/home/me", "--to", "/srv", "--setuid", timeout=900)
+    assert by_hand.difference(before, by_hand.manifest(vm, "/srv/me")) == ""
+
+
+@pytest.mark.timeout(2000, func_only=True)
 def test_a_sparse_file_of_10_gib_comes_back_sparse(enrolled: Machine) -> None:
     vm = enrolled
     vm.run("cd /home/me && echo begin > holes && truncate -s 10G holes && echo end >> holes")
     vm.stick("main").plug()
-    assert ended(vm, timeout=600)["CRYPTBACK_OUTCOME"] == "done"
-    restore(vm, "/home/me/holes", "--to", "/srv", timeout=600)
+    assert ended(vm, timeout=900)["CRYPTBACK_OUTCOME"] == "done"
+    restore(vm, "/home/me/holes", "--to", "/srv", timeout=900)
     shown = "stat -c '%s %b' holes && head -c 5 holes && tail -c 4 holes"
     assert vm.run(f"cd /srv && {shown}").out == vm.run(f"cd /home/me && {shown}").out
     assert int(vm.run("stat -c %b /srv/holes").out) <= 64

@@ -51,12 +51,13 @@ def adopt(choice: Choice) -> int:
     if not found["difference"]:
         raise Refused("The header on the drive is the stored one: there is nothing to adopt.")
     tell(choice.as_json, f"The header on {name} is not the stored one. {found['difference']}")
-    if found["fingerprint"] != found["stored"]:
+    if found["fingerprint"] != found["stored"] or found["older"]:
         raise ForgedDrive(
             "It can't be adopted; the stored one stays.",
             f"`cryptback doctor --repair {name}` puts the stored header back.",
         )
-    tell(choice.as_json, "It is of the same volume key, so it may be adopted.")
+    tell(choice.as_json, "It is of the same volume key, so it may be adopted. Whatever opens it")
+    tell(choice.as_json, "opens the drive from then on, also what was removed on this computer.")
     want_agreement(choice.yes, choice.as_json)
     passphrase = ask.current("A passphrase that it has now", choice.passphrase_fd)
     result = asyncio.run(_adopt(choice, passphrase))
@@ -78,7 +79,7 @@ def enrol_again(plan: Plan) -> int:
     want_agreement(plan.yes, plan.as_json)
     passphrase = ask.current("Its passphrase", plan.passphrase_fd)
     trusted = _Trusted(found["fingerprint"], passphrase, header)
-    if plan.name and plan.include:
+    if plan.name and (plan.include or plan.include_from):
         return finish(asyncio.run(_enrol_again(plan, trusted)), plan.as_json)
     told = asyncio.run(_recovered(plan, trusted))
     name, settings = recovered.chosen(plan, told)
@@ -101,7 +102,7 @@ def _move(plan: Plan, found: Values) -> int:
             f"This is a copy of the container of {name}, which this computer knows.",
             f"Leave out --name, to have {name} be this drive from now on.",
         )
-    if plan.include or plan.exclude or plan.owner:
+    if plan.include or plan.include_from or plan.exclude or plan.owner:
         raise Refused(
             f"This is a copy of the container of {name}, which keeps its settings.",
             f"Change them in /etc/cryptback/drives.d/{name}.toml afterwards.",

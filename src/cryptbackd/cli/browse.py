@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -159,9 +160,14 @@ class _Life:
         """Mount it there; returns when there is something to see."""
         fd = mount.mount(where, self._name)
         try:
-            await self._client.call_with_fd("ShowOn", "sh", fd, self._run, 0)
+            way = await self._client.call_for_fd("HandOver", "ss", self._run, "mount")
+            with socket.socket(fileno=way) as daemon:
+                socket.send_fds(daemon, [b"mount"], [fd])
+                taken = await asyncio.to_thread(daemon.recv, 1)
         finally:
             os.close(fd)
+        if not taken:
+            raise CryptbackError("The service cryptbackd did not take the mount.")
         try:
             await asyncio.to_thread(os.stat, where)  # waits for the server's first answer
         except OSError as exc:

@@ -42,7 +42,7 @@ def _doctor(name: str, device: str | None, yes: bool, as_json: bool) -> int:
             adopt.tell(as_json, f"The header on {name} is the stored one: nothing is wrong.")
             return output.DONE
         adopt.tell(as_json, f"The header on {name} is not the stored one. {found['difference']}")
-        if found["fingerprint"] == found["stored"]:
+        if found["fingerprint"] == found["stored"] and not found["older"]:
             adopt.tell(as_json, "If you changed the passphrase elsewhere, this takes it back:")
             adopt.tell(as_json, f"`cryptback passphrase {name} --adopt` takes it over instead.")
     else:

@@ -39,6 +39,7 @@ class Plan:
     device: str
     name: str
     include: tuple[str, ...]
+    include_from: tuple[str, ...]
     exclude: tuple[str, ...]
     size: int | None
     filesystem: str
@@ -67,6 +68,7 @@ class Plan:
             filesystem=self.filesystem,
             format=self.format,
             include=list(self.include),
+            include_from=list(self.include_from) or None,
             exclude=list(self.exclude),
             owner=self.owner,
             run=self.run,
@@ -89,6 +91,12 @@ class Plan:
     multiple=True,
     metavar="PATH",
     help="A directory or file to back up; may be given again.",
+)
+@click.option(
+    "--include-from",
+    multiple=True,
+    metavar="FILE",
+    help="A list of what to back up, one path a line, read anew in each run; may be given again.",
 )
 @click.option(
     "--exclude",
@@ -146,6 +154,7 @@ def init(
     device: str,
     name: str,
     include: tuple[str, ...],
+    include_from: tuple[str, ...],
     exclude: tuple[str, ...],
     size: int | None,
     filesystem: str,
@@ -173,6 +182,7 @@ def init(
         device,
         name,
         tuple(os.path.abspath(path) for path in include),
+        tuple(os.path.abspath(path) for path in include_from),
         exclude,
         size,
         filesystem,
@@ -285,8 +295,11 @@ def _check(plan: Plan) -> None:
     """Refuse what can be known to be wrong before any device is looked at."""
     if plan.name or not plan.adopt:
         check_name(plan.name)
-    if not plan.include and not plan.adopt:
-        raise Refused("It was not said what is to be backed up.", "Say --include PATH.")
+    if not plan.include and not plan.include_from and not plan.adopt:
+        raise Refused(
+            "It was not said what is to be backed up.",
+            "Say --include PATH, or --include-from FILE.",
+        )
     if plan.format == "luks" and plan.container is not None:
         raise Refused("With --format luks there is no container file.", "Leave out --container.")
     if plan.detached and (plan.adopt or plan.format == "luks"):
@@ -302,6 +315,9 @@ def _check(plan: Plan) -> None:
     for path in plan.include:
         if not os.path.lexists(path):
             raise Refused(f"There is nothing at {printable(path)}.", "Look at --include.")
+    for path in plan.include_from:
+        if not os.path.isfile(path):
+            raise Refused(f"There is no file {printable(path)}.", "Look at --include-from.")
     if not plan.yes:
         output.want_somebody(plan.as_json)
     ask.want_terminal("--passphrase-fd", plan.passphrase_fd)
@@ -343,7 +359,8 @@ def _show(plan: Plan, found: Values) -> None:
             "It is filled with random data, and NO HEADER is written to the drive: the header"
         )
         output.say("will be on this computer and in the recovery kit. If both are lost, so is all.")
-    output.say(f"Backed up will be: {', '.join(plan.include)}")
+    sources = [*plan.include, *(f"what is listed in {path}" for path in plan.include_from)]
+    output.say(f"Backed up will be: {', '.join(sources)}")
 
 
 def _tell(plan: Plan, result: Values) -> None:

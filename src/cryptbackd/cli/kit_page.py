@@ -160,7 +160,7 @@ def _by_hand(facts: Facts) -> list[str]:
             *_commands("mount", _mount(facts)),
             "<p>Make a block device of the file:</p>",
             *_commands("loop", _loop(facts)),
-            f"<p>If there are several files (<code>{escape(facts.container)}.000</code> and so on),"
+            f"<p>If there are several files (<code>{escape(facts.container)}.001</code> is one),"
             " have one device of them all instead:</p>",
             *_commands("join", _join(facts)),
         ]
@@ -220,10 +220,11 @@ def _loop(facts: Facts) -> list[str]:
 
 
 def _join(facts: Facts) -> list[str]:
-    files = f"{shlex.quote(f'/media/drive/{facts.container}')}.[0-9][0-9][0-9]"
+    file = shlex.quote(f"/media/drive/{facts.container}")
     return [
         "start=0",
-        f"for part in {files}; do",
+        f"for part in {file} {file}.[0-9][0-9][0-9]; do",
+        '    [ -e "$part" ] || continue',
         '    loop=$(losetup --find --show "$part")',
         '    length=$(blockdev --getsz "$loop")',
         '    echo "$start $length linear $loop 0"',

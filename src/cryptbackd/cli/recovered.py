@@ -33,9 +33,11 @@ def chosen(plan: Plan, told: Values) -> tuple[str, str]:
     except ConfigError as exc:
         raise ConfigError(exc.sentence, _HINT) from exc
     backup = entry.backup
-    if plan.include:
+    if plan.include or plan.include_from:
         backup = attrs.evolve(
-            backup, include=tuple(map(AbsolutePath, plan.include)), include_from=()
+            backup,
+            include=tuple(map(AbsolutePath, plan.include)),
+            include_from=tuple(map(AbsolutePath, plan.include_from)),
         )
     if plan.exclude:
         backup = attrs.evolve(backup, exclude=tuple(map(Pattern, plan.exclude)))

@@ -8,7 +8,7 @@ import time
 
 import click
 
-from ..text import ago, printable
+from ..text import ago, count, printable
 from . import bus, follow, output
 from .bus import Values
 
@@ -121,6 +121,8 @@ def detail(drive: Values, now: float) -> list[str]:
             f" {drive['last_verified_outcome']}: {drive['last_verified_sentence']}"
         )
     lines += [f"  warning: {printable(warning)}" for warning in drive["warnings"]]
+    if drive.get("withheld") and drive["warned"]:
+        lines.append(f"  {count(drive['warned'], 'warning')}, for {drive['owner'] or 'root'} alone")
     if drive["problem"] and drive["state"] != "bad":
         lines.append(f"  problem: {drive['problem']}")
     return lines

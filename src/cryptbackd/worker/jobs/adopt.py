@@ -23,11 +23,11 @@ from ...errors import ConfigError, ForgedDrive, Refused
 from ...model import Device, Outcome, Phase, RunResult
 from ...text import printable
 from .. import header as headers
-from .. import keyslots, own_header, pipes, workspace
+from .. import keyslots, own_header, pipes, whitelist, workspace
 from ..control import Control
 from ..device import opened, probe
-from ..header import Header
 from ..keyslots import Keyslots
+from ..whitelist import Header
 from . import init
 from .backup import proven_free
 from .passphrase import given
@@ -83,6 +83,12 @@ def adopt(start: protocol.Start, control: Control) -> RunResult:
             )
         if found.compared == stored.compared:
             raise Refused("The header on the drive is the stored one: there is nothing to adopt.")
+        if headers.is_older(found, stored):
+            raise ForgedDrive(
+                "The header on the drive is older than the stored one: a passphrase that was"
+                " removed since would open the drive again. The stored one stays.",
+                f"`cryptback doctor --repair {start.name}` puts the stored header back.",
+            )
         _prove(start.name, found, control)
         headers.keep_old(start.name)
         headers.store(start.name, found)
@@ -99,7 +105,7 @@ def enrol_again(start: protocol.Start, control: Control) -> RunResult:
     options = Options.from_message(start.options)
     place = workspace.make(options.init.name)
     control.phase(Phase.ATTACHING)
-    with proven_free(start.device, control):
+    with proven_free(start.device, control, writes=False):
         header = given_header(control) if options.header else None
         entry, _device, found = planned(options, start.device, place, header)
         if found.fingerprint != options.fingerprint:
@@ -203,7 +209,8 @@ def planned(
     chosen = options.init
     if probed.get("TYPE") == _LUKS:
         chosen = attrs.evolve(chosen, container=None)
-    if not chosen.include:  # nothing is copied by this entry, but one must have it
+    # Nothing is copied by this entry, but one must have it.
+    if not chosen.include and not chosen.include_from:
         chosen = attrs.evolve(chosen, include=("/",))
     device = attrs.evolve(device, uuid=uuid)
     if not uuid:
@@ -225,7 +232,7 @@ def given_header(control: Control) -> Header:
     """The header of a kit, from whoever asks; raises ForgedDrive."""
     _key, fd = control.key("stored-header")
     try:
-        return headers.parse(pipes.receive(fd, headers.DETACHED, control), stored=True)
+        return whitelist.parse(pipes.receive(fd, headers.DETACHED, control), stored=True)
     finally:
         os.close(fd)
 

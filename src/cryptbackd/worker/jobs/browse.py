@@ -31,7 +31,7 @@ def browse(start: protocol.Start, control: Control) -> RunResult:
     place = workspace.make(start.name)
     control.phase(Phase.ATTACHING)
     with (
-        proven_free(start.device, control),
+        proven_free(start.device, control, writes=False),
         unlocked(start.name, entry, start.device, header, place, control, untouched=True) as tree,
         _locking_after(control),
     ):

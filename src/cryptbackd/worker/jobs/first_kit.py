@@ -16,7 +16,7 @@ from ...config import Entry
 from ...errors import Refused
 from .. import pipes
 from ..control import Control
-from ..header import Header
+from ..whitelist import Header
 
 
 def written(name: str, entry: Entry, length: int, header: Header, control: Control) -> None:

@@ -21,7 +21,7 @@ from ...model import Device, Outcome, Phase, RunResult
 from ...run import run
 from ...sizes import MIB, sensible
 from ...text import size
-from .. import allocate, workspace
+from .. import allocate, whitelist, workspace
 from .. import header as headers
 from ..allocate import NewContainer, new_container
 from ..control import Control
@@ -32,6 +32,7 @@ from ..layers.luks import format_volume, luks
 from ..layers.outer import Outer, outer
 from ..layers.parts import Backing, joined
 from ..remaining import told
+from ..whitelist import Header
 from . import first_kit
 from .backup import back_up, finished, proven_free
 from .survey import examine
@@ -57,6 +58,7 @@ class Options:
 
     name: str
     include: tuple[str, ...]
+    include_from: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     container: str | None = "backup.luks"
     size: int | None = None
@@ -75,7 +77,10 @@ class Options:
         known = {field.name for field in attrs.fields(Options)}
         options = Options(**{key: value for key, value in raw.items() if key in known})
         options = attrs.evolve(
-            options, include=tuple(options.include), exclude=tuple(options.exclude)
+            options,
+            include=tuple(options.include),
+            include_from=tuple(options.include_from),
+            exclude=tuple(options.exclude),
         )
         config.check_name(options.name)
         if options.name.endswith("-parts"):
@@ -188,7 +193,8 @@ def _container(
 
 def render(options: Options, uuid: str) -> str:
     """The entry that *options* ask for; raises ConfigError."""
-    toml = config.render(uuid, options.container, options.owner, options.include, options.exclude)
+    sources = options.include, options.exclude, options.include_from
+    toml = config.render(uuid, options.container, options.owner, *sources)
     config.parse(toml, options.name)
     return toml
 
@@ -219,7 +225,7 @@ def _length(options: Options, drive: Outer, suggested: int) -> int:
     return length // MIB * MIB
 
 
-def _formatted(backing: str, options: Options, control: Control) -> headers.Header:
+def _formatted(backing: str, options: Options, control: Control) -> Header:
     """Make a volume of *backing*: its header, wherever that is."""
     cost = options.pbkdf_memory, options.pbkdf_iterations
     if not options.detached:
@@ -227,10 +233,10 @@ def _formatted(backing: str, options: Options, control: Control) -> headers.Head
         return _header_of(backing)
     with headers.fresh(options.name, bytes(headers.DETACHED)) as file:
         format_volume(backing, control, *cost, header=file)
-        return headers.parse(file.read_bytes(), stored=True)
+        return whitelist.parse(file.read_bytes(), stored=True)
 
 
-def _header_of(backing: str) -> headers.Header:
+def _header_of(backing: str) -> Header:
     fd = os.open(backing, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return headers.read(fd)
@@ -239,7 +245,7 @@ def _header_of(backing: str) -> headers.Header:
 
 
 @contextmanager
-def enrolled(options: Options, header: headers.Header, toml: str) -> Iterator[None]:
+def enrolled(options: Options, header: Header, toml: str) -> Iterator[None]:
     """Header first, then whatever the block does, then the entry: all of it or nothing."""
     name = options.name
     _set_aside(name)

@@ -6,6 +6,7 @@ Changes nothing: the filesystem is looked at read-only, without replaying its jo
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 from ... import config, protocol
 from ...errors import CryptbackError, ForgedDrive
@@ -14,7 +15,7 @@ from .. import header as headers
 from .. import own_header, workspace
 from ..control import Control
 from ..device import opened
-from ..header import Header
+from ..whitelist import Header
 from .adopt import Options, planned
 
 
@@ -23,8 +24,9 @@ def look(start: protocol.Start, control: Control) -> RunResult:
 
     The answer has ``fingerprint``, of the header on the drive ("": none that is allowed), and
     without an entry ``copy_of``, the one of whose container it is a copy; with one
-    ``difference``, a sentence, ``stored``, the stored header's fingerprint, ``size``, the bytes
-    of the container, and ``detached``: the drive is to have no header.
+    ``difference``, a sentence, ``older`` (than the stored one, so that it can't be adopted),
+    ``stored``, the stored header's fingerprint, ``size``, the bytes of the container, and
+    ``detached``: the drive is to have no header.
     """
     place = workspace.make(f"look-{os.getpid()}")
     with opened(start.device):
@@ -45,13 +47,14 @@ def look(start: protocol.Start, control: Control) -> RunResult:
             drive = there[0]
             difference = headers.difference(stored, drive)
             size = sum(map(own_header.length, there))
-            try:
-                fingerprint = headers.read(drive).fingerprint
-            except ForgedDrive:
-                fingerprint = ""
+            fingerprint, older = "", False
+            with suppress(ForgedDrive):
+                header = headers.read(drive)
+                fingerprint, older = header.fingerprint, headers.is_older(header, stored)
     return _answer(
         control,
         difference=difference,
+        older=older,
         fingerprint=fingerprint,
         stored=stored.fingerprint,
         detached=stored.detached,

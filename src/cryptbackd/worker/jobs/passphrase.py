@@ -21,10 +21,10 @@ from ...luks2 import RECOVERY
 from ...model import Outcome, Phase, RunResult
 from ...secret import kept
 from .. import header as headers
-from .. import keyslots, own_header, workspace
+from .. import keyslots, own_header, whitelist, workspace
 from ..control import Control
-from ..header import Header
 from ..keyslots import KINDS, Keyslots
+from ..whitelist import Header
 from .backup import proven_free
 
 ACTIONS = ("add", "change", "remove", "enroll-tpm2", "enroll-fido2", "recovery-key")
@@ -85,7 +85,7 @@ def passphrase(start: protocol.Start, control: Control) -> RunResult:
         control.phase(Phase.CHANGING)
         with headers.copied(start.name) as copy:
             change = _change(options, stored, copy, place, control)
-            fresh = headers.parse(copy.read_bytes(), stored=True)
+            fresh = whitelist.parse(copy.read_bytes(), stored=True)
             keyslots.judge(stored, fresh, added=change.added, gone=set(change.gone))
             # The last moment to stop: from here on it is done to its end.
             control.check()
@@ -220,7 +220,7 @@ def _enroll(
         fd = stack.enter_context(given(control, "pin")) if pin else None
         slots.enroll(kind, current, fd, place)
         known = {token.number for token in stored.tokens}
-        after = headers.parse(Path(slots.node).read_bytes(), stored=True)
+        after = whitelist.parse(Path(slots.node).read_bytes(), stored=True)
         fresh = [token for token in after.tokens if token.number not in known]
         if pin and not all(token.pin for token in fresh):
             # systemd-cryptenroll takes that lightly, and anybody who has the token could open it.

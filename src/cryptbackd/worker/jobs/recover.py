@@ -35,7 +35,7 @@ def recover(start: protocol.Start, control: Control) -> RunResult:
     options = Options.from_message({**start.options, "name": start.name})
     place = workspace.make(f"recover-{os.getpid()}")
     control.phase(Phase.ATTACHING)
-    with proven_free(start.device, control), ExitStack() as stack:
+    with proven_free(start.device, control, writes=False), ExitStack() as stack:
         header = given_header(control) if options.header else None
         entry, device, found = planned(options, start.device, place, header)
         if found.fingerprint != options.fingerprint:

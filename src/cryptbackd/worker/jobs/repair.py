@@ -17,6 +17,7 @@ from .. import header as headers
 from .. import own_header, workspace
 from ..control import Control
 from ..device import BLKID
+from ..whitelist import Header
 from .adopt import want_own
 from .backup import proven_free
 
@@ -50,7 +51,7 @@ def repair(start: protocol.Start, control: Control) -> RunResult:
     )
 
 
-def _put(stored: headers.Header, drive: int) -> None:
+def _put(stored: Header, drive: int) -> None:
     try:
         own_header.put(stored, drive)
     except DriveFailed as exc:

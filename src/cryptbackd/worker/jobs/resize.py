@@ -1,6 +1,6 @@
 """A longer or shorter container.
 
-Longer: file, loop device, volume, filesystem; shorter: the same backwards.  The volume is
+Longer: files, loop devices, volume, filesystem; shorter: the same backwards.  The volume is
 unlocked before anything is changed.  Each step is noted on the computer before it is begun, and
 whoever opens the drive next finishes or undoes what was cut off (``worker.unfinished``).
 """
@@ -19,19 +19,17 @@ from ...errors import Cancelled, CryptbackError, DriveFull, Refused
 from ...model import Outcome, Phase, RunResult
 from ...sizes import Wanted
 from ...text import printable, size
+from .. import extent, lengths, superblock, unfinished, workspace
 from .. import header as headers
-from .. import lengths, superblock, unfinished, workspace
 from ..control import Control
 from ..device import probe
-from ..fill import fill
-from ..header import Header
 from ..layers import redo
 from ..layers.inner import OPTIONS, inner
 from ..layers.luks import extend, rebase
-from ..layers.outer import Outer
 from ..opening import Opening, Tail, begin, opening
 from ..remaining import told
 from ..unfinished import Stage
+from ..whitelist import Header
 from .backup import proven_free
 
 
@@ -47,7 +45,7 @@ class _Job:
 
     @property
     def tail(self) -> Tail:
-        """The end of the file; there is one."""
+        """The end of the container; there is one."""
         assert self.found.tail is not None
         return self.found.tail
 
@@ -64,11 +62,6 @@ def resize(start: protocol.Start, control: Control) -> RunResult:
         found = stack.enter_context(
             opening(start.name, entry, start.device, header, place, control, extensible=True)
         )
-        if len(found.files) > 1:
-            raise Refused(
-                "The container consists of several files, which can't be made longer or shorter.",
-                "Enrol a bigger drive; the versions on this one stay.",
-            )
         fstype = probe(found.volume.node).get("TYPE", "")
         if fstype not in OPTIONS:
             raise Refused(f"The container holds {printable(fstype) or 'no filesystem'}.")
@@ -115,10 +108,10 @@ def _container(job: _Job, wanted: Wanted) -> str:
     target = sizes.length(
         wanted,
         current=current,
-        taken=_taken(tail),
+        taken=extent.taken(tail.files),
         free=status.f_bavail * status.f_frsize,
         total=status.f_blocks * status.f_frsize,
-        fstype=drive.filesystem.fstype,
+        most=extent.most(tail.files),
     )
     if target < current:
         if job.fstype == "btrfs":
@@ -129,13 +122,15 @@ def _container(job: _Job, wanted: Wanted) -> str:
         return f"The container is shorter now: {size(target)}, {size(current)} before."
     lengths.want_tool(job.fstype)
     needed = lengths.needed(job.found.volume, job.fstype, job.header)
+    wanted_lengths: list[int] = []
     if target > current:
         lengths.want_length(job.fstype, target - job.header.size)
+        wanted_lengths = extent.plan(tail.files, target)
     with inner(job.found.volume, job.place / "tree") as tree, told(job.control):
         job.found.settle(tree)
         job.control.phase(Phase.RESIZING)
         if target > current:
-            _lengthen(job, drive, target)
+            _lengthen(job, wanted_lengths)
         if target > current or current - needed >= sizes.MIB:
             lengths.grow(tree, job.found.volume)
         unfinished.forget(job.found.name)
@@ -148,25 +143,15 @@ def _container(job: _Job, wanted: Wanted) -> str:
     )
 
 
-def _taken(tail: Tail) -> int:
-    """Bytes of the container that have their place on the drive: a copy of it may have holes."""
-    return min(os.fstat(tail.file).st_blocks * 512, tail.length)
-
-
-def _lengthen(job: _Job, drive: Outer, target: int) -> None:
-    """File, loop device and volume."""
+def _lengthen(job: _Job, wanted: list[int]) -> None:
+    """Files, what joins them, and volume."""
     found, tail, control = job.found, job.tail, job.control
     current = tail.length
-    # What has holes gets them filled; random bytes have none, and must not be written over.
-    begin_at = current if job.header.detached or _taken(tail) >= current else 0
-    note = begin(found, job.header, target, Stage.FILLING)
+    note = begin(found, job.header, sum(wanted), Stage.FILLING)
     tail.cut = current
     tail.why = ""
     try:
-        fstype = drive.filesystem.fstype
-        random = job.header.detached
-        fill(tail.file, begin_at, target, fstype, control, random=random)
-        drive.filesystem.sync()
+        extent.lengthen(tail.files, wanted, control, random=job.header.detached)
         control.check()
     except OSError as exc:
         raise DriveFull(
@@ -176,9 +161,12 @@ def _lengthen(job: _Job, drive: Outer, target: int) -> None:
     # From here on it is done to its end, by whomever.
     unfinished.write(found.name, attrs.evolve(note, stage=Stage.FILLED))
     tail.cut = None
-    assert found.device is not None
-    found.device.take_in()
-    extend(found.volume, found.backing, found.name, job.header)
+    assert found.bound is not None
+    found.bound.take_in(found.files)
+    if found.bound.node != found.backing:
+        rebase(found.volume, found.bound.node, found.name, job.header)
+        found.bound.hand_over()
+    extend(found.volume, found.bound.node, found.name, job.header)
 
 
 def _want_room(job: _Job, target: int, used: int) -> None:
@@ -209,15 +197,15 @@ def _shorten_btrfs(job: _Job, target: int) -> None:
 def _shorten_ext4(job: _Job, target: int) -> None:
     found, control = job.found, job.control
     _want_room(job, target, superblock.read(found.volume.node, job.fstype).used)
-    assert found.device is not None
+    assert found.bound is not None
     note = begin(found, job.header, target, Stage.STAGED)
     offset = job.header.size
     try:
-        over = found.beneath.enter_context(redo.overlay(found.name, found.device))
+        over = found.beneath.enter_context(redo.overlay(found.name, found.bound))
         rebase(found.volume, over.node, found.name, job.header)
         lengths.shrink_ext4(found.volume, target - offset, over, control)
         _want_short(job, target)
-        superblocks = redo.superblock(job.tail.file, offset), over.superblock(offset)
+        superblocks = redo.superblock(job.tail.files.fds, offset), over.superblock(offset)
         control.check()
     except CryptbackError:
         unfinished.forget(found.name)

@@ -54,7 +54,7 @@ def restore(start: protocol.Start, control: Control) -> RunResult:
     header = headers.load(start.name)
     place = workspace.make(start.name)
     control.phase(Phase.ATTACHING)
-    with proven_free(start.device, control), ExitStack() as stack:
+    with proven_free(start.device, control, writes=False), ExitStack() as stack:
         tree = stack.enter_context(
             unlocked(start.name, entry, start.device, header, place, control, read_only=True)
         )
@@ -209,16 +209,13 @@ class _Reading:
 
     def _receive(self) -> dict[str, Any]:
         try:
-            received = restoring.receive(self.peer)
+            values = restoring.receive_alone(self.peer)
         except NotUnderstood as exc:
             raise Refused("What was asked for is not understood.") from exc
         except ConnectionResetError:
-            received = None
-        if received is None:
+            values = None
+        if values is None:
             raise _Left
-        values, fd = received
-        if fd is not None:
-            os.close(fd)
         return values
 
     def _send(self, values: dict[str, Any], fd: int | None = None) -> None:

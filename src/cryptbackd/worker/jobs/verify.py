@@ -60,7 +60,7 @@ def verify(start: protocol.Start, control: Control) -> RunResult:
     header = headers.load(start.name)
     place = workspace.make(start.name)
     control.phase(Phase.ATTACHING)
-    with proven_free(start.device, control), ExitStack() as stack:
+    with proven_free(start.device, control, writes=False), ExitStack() as stack:
         tree = stack.enter_context(
             unlocked(start.name, entry, start.device, header, place, control, read_only=True)
         )

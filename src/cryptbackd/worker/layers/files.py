@@ -4,6 +4,10 @@ Opened, they live as long as their ``with`` block.  ``backup.luks`` is either a 
 name or the files ``backup.luks.000``, ``backup.luks.001``, and so on, all of one length but the
 last, which may be shorter.  Which of the two it is, the drive tells; anything in between is
 refused: it could only be guessed what of it belongs together.
+
+A container that was one file and has become longer than a FAT allows keeps its name, and
+``backup.luks.001`` follows on it: so it never has to be renamed.  An empty file at the end is
+one that was about to be filled, and no part of it.
 """
 
 from __future__ import annotations
@@ -12,7 +16,9 @@ import errno
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+
+import attrs
 
 from ...errors import DriveFailed, ForgedDrive
 from ...sizes import LARGEST_FILE, MIB
@@ -23,7 +29,8 @@ PART = 4095 * MIB
 """Bytes of each file but the last, of a container that takes several."""
 BLOCK = 4096
 """What the length of each file is a multiple of: the sectors of the volume."""
-_MOST = 1000
+MOST = 1000
+"""Files that a container consists of at most."""
 
 
 def part(path: str, number: int) -> str:
@@ -41,8 +48,8 @@ def lengths(total: int, each: int) -> list[int]:
     """How long the files are that make up *total* bytes, when none has more than *each*; pure."""
     whole, rest = divmod(total, each)
     found = [each] * whole + [rest] * (rest > 0)
-    if len(found) > _MOST:
-        raise DriveFailed(f"A container of {size(total)} takes more than {_MOST} files.")
+    if len(found) > MOST:
+        raise DriveFailed(f"A container of {size(total)} takes more than {MOST} files.")
     return found
 
 
@@ -61,6 +68,7 @@ def found(drive: Outer, path: str) -> list[str]:
     directory, base = os.path.split(path)
     names = drive.names(directory)
     there = numbers(path, names)
+    first = part(path, 0)
     if base in names:
         if 0 in there:
             raise ForgedDrive(
@@ -68,7 +76,9 @@ def found(drive: Outer, path: str) -> list[str]:
                 " and only one of them can be the container.",
                 "Rename the one that isn't.",
             )
-        return [path]
+        if 1 not in there or not _goes_on(drive, path):
+            return [path]
+        there, first = [0, *there], path
     missing = sorted(set(range(max(there, default=-1))) - set(there))
     if missing:
         raise ForgedDrive(
@@ -76,7 +86,16 @@ def found(drive: Outer, path: str) -> list[str]:
             f' "{printable(part(path, there[-1]))}".',
             "Was it moved or renamed? Put it back.",
         )
-    return [part(path, number) for number in there]
+    return [part(path, number) if number else first for number in there]
+
+
+def _goes_on(drive: Outer, path: str) -> bool:
+    """Whether the one file *path* is as long as it is when others follow on it."""
+    fd = drive.open(path, os.O_RDONLY)
+    try:
+        return PART <= os.fstat(fd).st_size <= LARGEST_FILE["vfat"]
+    finally:
+        os.close(fd)
 
 
 def judge(names: Sequence[str], sizes: Sequence[int]) -> None:
@@ -95,19 +114,76 @@ def judge(names: Sequence[str], sizes: Sequence[int]) -> None:
             )
 
 
+@attrs.define
+class Files:
+    """The opened files ``fds`` of a container, in order; its header is in the first."""
+
+    drive: Outer
+    path: str
+    names: list[str]
+    fds: list[int]
+    _stack: ExitStack
+
+    def sizes(self) -> list[int]:
+        """Bytes of each."""
+        return [os.fstat(fd).st_size for fd in self.fds]
+
+    @property
+    def length(self) -> int:
+        """Bytes of all."""
+        return sum(self.sizes())
+
+    def add(self) -> int:
+        """Make the next file, which is empty, durably; raises OSError and DriveFailed."""
+        name = part(self.path, len(self.fds))
+        fd = self.drive.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        self._stack.callback(os.close, fd)
+        self.names.append(name)
+        self.fds.append(fd)
+        self.drive.filesystem.sync()
+        return fd
+
+    def cut(self, length: int) -> None:
+        """Cut off what is behind the first *length* bytes, and empty files; raises OSError.
+
+        It is a container at every moment, and all of it is on the drive when this returns.
+        """
+        while True:
+            there = self.sizes()
+            keep = max(0, there[-1] - max(0, sum(there) - length))
+            if keep < there[-1]:
+                os.ftruncate(self.fds[-1], keep)
+                os.fsync(self.fds[-1])
+            if keep or len(self.fds) == 1:
+                return
+            self.drive.remove(self.leave_out_last())
+
+    def leave_out_last(self) -> str:
+        """The name of the last file, which is no part of the container any more."""
+        self.fds.pop()
+        return self.names.pop()
+
+
 @contextmanager
-def container(drive: Outer, path: str, flags: int = os.O_RDWR) -> Iterator[list[int]]:
-    """The opened files of the container *path*, in order; its header is in the first.
+def container(drive: Outer, path: str, flags: int = os.O_RDWR) -> Iterator[Files]:
+    """The opened files of the container *path*.
 
     Raises DriveFailed when it is not there, and ForgedDrive when it is not what it must be.
     """
     with ExitStack() as stack:
         names = _found(drive, path)
-        files = []
+        files = Files(drive, path, names, [], stack)
         for name in names:
-            files.append(_opened(drive, name, flags))
-            stack.callback(os.close, files[-1])
-        judge(names, [os.fstat(file).st_size for file in files])
+            files.fds.append(_opened(drive, name, flags))
+            stack.callback(os.close, files.fds[-1])
+        sizes = files.sizes()
+        if len(sizes) > 1 and not sizes[-1]:
+            begun = files.leave_out_last()
+            sizes.pop()
+            if flags & os.O_ACCMODE != os.O_RDONLY:
+                with suppress(OSError):
+                    drive.remove(begun)
+        judge(names, sizes)
         yield files
 
 

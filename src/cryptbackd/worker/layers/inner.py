@@ -41,13 +41,16 @@ _MAKE = {
 SMALLEST = {"btrfs": 128 << 20, "ext4": 32 << 20, "xfs": 320 << 20}
 """Bytes below which mkfs refuses, or what it makes holds nothing, header not counted."""
 
-_BROKEN_OFF = "After a run that was broken off, the next run puts that right: begin one."
+_BROKEN_OFF = (
+    "After a run that was broken off, the next run puts that right: begin one, without write"
+    " protection."
+)
 
 
 @contextmanager
 def inner(volume: Volume, where: Path, *, read_only: bool = False) -> Iterator[Mounted]:
     """Mount the filesystem in *volume* at *where* while the block runs."""
-    found = probe(volume.node)
+    found = probe(volume.node, OPTIONS) or probe(volume.node)
     fstype = found.get("TYPE", "")
     if fstype not in OPTIONS:
         raise Refused(

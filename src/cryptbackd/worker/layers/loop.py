@@ -67,7 +67,7 @@ def loops(files: Sequence[int]) -> Iterator[list[Loop]]:
     with watch() as kernel_events:
         try:
             for file in files:
-                devices.append(_bind(file))  # noqa: PERF401 - those before a failure count
+                devices.append(bind(file))  # noqa: PERF401 - those before a failure count
             yield devices
         finally:
             for device in devices:
@@ -88,7 +88,8 @@ def loop(file: int) -> Iterator[Loop]:
         yield device
 
 
-def _bind(file: int) -> Loop:
+def bind(file: int) -> Loop:
+    """A loop device for one *file*; whoever gets it sees to it that it goes."""
     control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
     try:
         for _ in range(_TRIES):

@@ -23,7 +23,8 @@ from ...text import printable
 from .. import sweep
 from ..control import Control
 from ..gone import watch
-from ..header import Header, sealed
+from ..header import sealed
+from ..whitelist import Header
 
 CRYPTSETUP = "/usr/sbin/cryptsetup"
 DMSETUP = "/usr/sbin/dmsetup"

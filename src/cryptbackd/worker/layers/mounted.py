@@ -17,7 +17,7 @@ from pathlib import Path
 import attrs
 
 from ... import kernel
-from ...errors import DriveFailed, ToolFailed
+from ...errors import DriveFailed, ForgedDrive, ToolFailed
 from ...run import run
 from ...text import printable
 from ..mountinfo import mount_points
@@ -85,8 +85,8 @@ def mounted(
     """Mount *node*, known to be the device *devno*, at *where* while the block runs.
 
     *what* names the filesystem in sentences, *hint* says what to do where it can't be mounted.
-    Raises DriveFailed then, when something else turns out to be mounted there, or when leaving
-    can't be proven.
+    Raises DriveFailed then, and when leaving can't be proven, and ForgedDrive when something else
+    turns out to be mounted there.
     """
     where.mkdir(mode=0o700)
     try:
@@ -99,7 +99,9 @@ def mounted(
         fd = os.open(where, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             if str(where) not in mount_points(devno):
-                raise DriveFailed(f"{what} is not what the kernel mounted for {printable(node)}.")
+                raise ForgedDrive(f"{what} is not what the kernel mounted for {printable(node)}.")
+            if fstype == "btrfs":
+                want_alone(kernel.btrfs_devices(fd), what)
             if not read_only and os.fstatvfs(fd).f_flag & os.ST_RDONLY:
                 raise DriveFailed(
                     f"{what} can only be read.",
@@ -115,6 +117,15 @@ def mounted(
             os.close(fd)
     finally:
         _unmount(where, what)
+
+
+def want_alone(devices: int, what: str) -> None:
+    """Raise ForgedDrive unless a btrfs lies on one device: all of it is to be on this drive."""
+    if devices != 1:
+        raise ForgedDrive(
+            f"{what} spans {devices} devices, and would be written on all of them.",
+            "Use a drive whose filesystem is on it alone.",
+        )
 
 
 def _unmount(where: Path, what: str) -> None:

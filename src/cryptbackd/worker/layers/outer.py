@@ -18,9 +18,10 @@ from ... import kernel
 from ...errors import ForgedDrive, Refused
 from ...model import Device
 from ...text import printable
+from .. import superblock
 from ..device import cap_dirty_pages, probe
 from . import ntfs
-from .mounted import Mounted, mounted
+from .mounted import Mounted, mounted, want_alone
 
 _SAFE = "nosuid,nodev,noexec,nosymfollow,noatime"
 OPTIONS = {
@@ -79,6 +80,17 @@ class Outer:
         finally:
             os.close(fd)
 
+    def remove(self, path: str) -> None:
+        """Remove the file *path* beneath the drive's root, durably; raises OSError."""
+        directory, base = os.path.split(path)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+        fd = kernel.openat2(self.filesystem.fd, directory or ".", flags, _BENEATH)
+        try:
+            os.unlink(base, dir_fd=fd)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
 
 def not_a_plain_file(path: str) -> ForgedDrive:
     """The error that says that *path* is something else than a container's file may be."""
@@ -111,6 +123,9 @@ def outer(device: Device, where: Path, *, look_only: bool = False) -> Iterator[O
     what = f"The {fstype} filesystem of the drive"
     if fstype == "ntfs" and not look_only:
         ntfs.want_clean(device.node)
+    if fstype == "btrfs":
+        # Before the kernel writes on others, and what it mounted is looked at as well.
+        want_alone(superblock.read(device.node, fstype).devices, what)
     driver = _DRIVERS.get(fstype, fstype)
     with mounted(device.node, device.devno, where, driver, options, what) as filesystem:
         if not look_only:

@@ -5,6 +5,8 @@ devices, is held open by us until dm-crypt has it, and ``dmsetup remove --deferr
 last close its end, so that the kernel takes all of it down behind the volume: dm-crypt, the
 linear mapping, the loop devices.  Between its birth and the arming there is a gap, as with the
 volume itself (``layers.luks``), in which ``worker.sweep`` ends it.
+
+When the files become longer, or more, it does, too, while it is in use.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import fcntl
 import os
 import resource
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import attrs
@@ -23,7 +25,7 @@ from ...errors import DriveFailed, ForgedDrive
 from ...run import run
 from .. import sweep
 from ..gone import watch
-from .loop import Loop, loops
+from .loop import Loop, bind, loops
 
 DMSETUP = "/usr/sbin/dmsetup"
 _SECTOR = 512
@@ -35,22 +37,64 @@ _OTHERS = 256
 class Backing:
     """What dm-crypt is put upon."""
 
-    node: str
     _loops: list[Loop]
-    _held: int = -1
+    _name: str
+    _stack: ExitStack
+    _joined: _Linear | None = None
 
     @property
-    def only(self) -> Loop | None:
-        """The loop device, where there is one alone."""
-        return self._loops[0] if len(self._loops) == 1 else None
+    def node(self) -> str:
+        """The block device."""
+        return self._loops[0].node if self._joined is None else self._joined.node
 
     def hand_over(self) -> None:
         """The volume holds it open now: let go, so that it goes with that."""
         for device in self._loops:
             device.hand_over()
-        if self._held >= 0:
-            os.close(self._held)
-            self._held = -1
+        if self._joined is not None:
+            self._joined.hand_over()
+
+    def join(self, *, read_only: bool = False) -> None:
+        """Have one mapping join all loop devices, and hold it."""
+        joined = _linear(self._loops, self._name, read_only=read_only)
+        self._joined = self._stack.enter_context(joined)
+
+    def take_in(self, files: Sequence[int]) -> None:
+        """The container has become longer: it is these *files* now, of which the first are known.
+
+        ``node`` may be another afterwards, which is held until it is handed over.
+        """
+        _allow_descriptors(3 * len(files) + _OTHERS)
+        self._loops[-1].take_in()
+        fresh = files[len(self._loops) :]
+        for file in fresh:
+            self._loops.append(bind(file))
+        if self._joined is not None:
+            self._joined.reload(self._loops)
+            self.hand_over()
+        elif fresh:
+            self.join()
+
+
+@attrs.define
+class _Linear:
+    """What joins several; see :func:`_linear`."""
+
+    node: str
+    mapping: str
+    held: int
+
+    def hand_over(self) -> None:
+        if self.held >= 0:
+            os.close(self.held)
+            self.held = -1
+
+    def reload(self, devices: list[Loop]) -> None:
+        """Have it reach over all of the *devices*, of which it had some; it is in use meanwhile."""
+        table = _table(devices)
+        run([DMSETUP, "reload", self.mapping], stdin=_lines(table))
+        run([DMSETUP, "resume", "--noudevsync", self.mapping])
+        _check(self.mapping, table)
 
 
 @contextmanager
@@ -61,13 +105,12 @@ def joined(files: Sequence[int], name: str) -> Iterator[Backing]:
     it is not what was asked for.
     """
     _allow_descriptors(3 * len(files) + _OTHERS)
-    with loops(files) as devices:
-        if len(devices) == 1:
-            yield Backing(devices[0].node, devices)
-        else:
+    with loops(files) as devices, ExitStack() as stack:
+        backing = Backing(devices, name, stack)
+        if len(devices) > 1:
             access = fcntl.fcntl(files[0], fcntl.F_GETFL) & os.O_ACCMODE
-            with _linear(devices, name, read_only=access == os.O_RDONLY) as backing:
-                yield backing
+            backing.join(read_only=access == os.O_RDONLY)
+        yield backing
 
 
 def _allow_descriptors(wanted: int) -> None:
@@ -78,7 +121,7 @@ def _allow_descriptors(wanted: int) -> None:
 
 
 @contextmanager
-def _linear(devices: list[Loop], name: str, *, read_only: bool) -> Iterator[Backing]:
+def _linear(devices: list[Loop], name: str, *, read_only: bool) -> Iterator[_Linear]:
     mapping, uuid = paths.parts(name), paths.parts_uuid(name)
     if _block_device(mapping):
         raise DriveFailed(
@@ -91,14 +134,14 @@ def _linear(devices: list[Loop], name: str, *, read_only: bool) -> Iterator[Back
             # It is nobody's to look into: none of our tools waits for what udev makes of it.
             words = [DMSETUP, "create", mapping, "--uuid", uuid, "--noudevsync"]
             words += ["--readonly"] * read_only
-            run(words, stdin="".join(f"{line}\n" for line in table).encode())
+            run(words, stdin=_lines(table))
             node = f"/dev/{_block_device(mapping, uuid)}"
-            backing = Backing(node, devices, os.open(node, os.O_RDONLY | os.O_CLOEXEC))
+            joined = _Linear(node, mapping, os.open(node, os.O_RDONLY | os.O_CLOEXEC))
             try:
                 run([DMSETUP, "remove", "--deferred", "--noudevsync", mapping])
                 _check(mapping, table)
             except BaseException:
-                backing.hand_over()
+                joined.hand_over()
                 raise
         except BaseException:
             sweep.lock(mapping)
@@ -106,9 +149,9 @@ def _linear(devices: list[Loop], name: str, *, read_only: bool) -> Iterator[Back
         for device in devices:
             device.hand_over()
         try:
-            yield backing
+            yield joined
         finally:
-            backing.hand_over()
+            joined.hand_over()
             if not kernel_events.until(lambda: not _block_device(mapping, uuid), 20):
                 raise DriveFailed(
                     f"The mapping {mapping} of the container's files is still there.",
@@ -132,11 +175,16 @@ def _table(devices: list[Loop]) -> list[str]:
     lines = []
     start = 0
     for device in devices:
-        sectors = kernel.device_size(device.fd) // _SECTOR
-        rdev = os.fstat(device.fd).st_rdev
+        with open(device.node, "rb") as opened:
+            sectors = kernel.device_size(opened.fileno()) // _SECTOR
+            rdev = os.fstat(opened.fileno()).st_rdev
         lines.append(f"{start} {sectors} linear {os.major(rdev)}:{os.minor(rdev)} 0")
         start += sectors
     return lines
+
+
+def _lines(table: list[str]) -> bytes:
+    return "".join(f"{line}\n" for line in table).encode()
 
 
 def _check(mapping: str, table: list[str]) -> None:

@@ -29,6 +29,7 @@ from ..gone import watch
 from ..header import fsync_directory
 from .loop import Loop, loop
 from .luks import DMSETUP, dmsetup
+from .parts import Backing, joined
 
 _CHUNK = 8
 """Sectors that are stored together: a page."""
@@ -57,7 +58,7 @@ class Overlay:
 
 
 @contextmanager
-def overlay(name: str, origin: Loop) -> Iterator[Overlay]:
+def overlay(name: str, origin: Backing) -> Iterator[Overlay]:
     """Keep what is written to the node of the overlay on the computer while the block runs.
 
     Raises Refused when the computer has no room, and DriveFailed.
@@ -87,8 +88,8 @@ def overlay(name: str, origin: Loop) -> Iterator[Overlay]:
         os.close(fd)
 
 
-def merge(name: str, file: int, control: Control) -> None:
-    """Write what the computer kept to the container *file*.
+def merge(name: str, files: Sequence[int], control: Control) -> None:
+    """Write what the computer kept to the *files* of the container.
 
     It is on the drive when this returns; cut off, it can be called again.  Raises DriveFailed.
     """
@@ -99,24 +100,36 @@ def merge(name: str, file: int, control: Control) -> None:
         raise DriveFailed(f"{store} is missing, which had what was to be written.") from None
     try:
         with (
-            loop(file) as origin,
+            joined(files, name) as origin,
             loop(fd) as changes,
             _mapped(name, "snapshot-merge", origin, changes) as mapping,
         ):
             _wait(mapping, control)
-        os.fsync(file)
+        for file in files:
+            os.fsync(file)
     finally:
         os.close(fd)
 
 
-def superblock(file: int, offset: int) -> str:
-    """Those of the page at *offset* of the container *file*, see :meth:`Overlay.superblock`."""
-    return _hashes(_page(f"/proc/self/fd/{file}", offset))
+def superblock(files: Sequence[int], offset: int) -> str:
+    """Those of the page at *offset* of the container, see :meth:`Overlay.superblock`."""
+    for file in files:
+        length = os.fstat(file).st_size
+        if offset < length:
+            return _hashes(_page(f"/proc/self/fd/{file}", offset))
+        offset -= length
+    return ""
 
 
 def is_among(found: str, known: Sequence[str]) -> bool:
-    """Whether each sector is that of one of the *known*: a page can be cut off in the middle."""
-    return all(word in words for word, *words in zip(*map(str.split, (found, *known)), strict=True))
+    """Whether each sector is that of one of the *known*: a page can be cut off in the middle.
+
+    Of a container that has become shorter than that nothing was *found*.
+    """
+    here, *pages = (hashes.split() for hashes in (found, *known))
+    if not here or any(len(page) != len(here) for page in pages):
+        return False
+    return all(word in words for word, *words in zip(here, *pages, strict=True))
 
 
 def _hashes(page: bytes) -> str:
@@ -149,7 +162,7 @@ def _status(mapping: str) -> list[str]:
 
 
 @contextmanager
-def _mapped(name: str, target: str, origin: Loop, changes: Loop) -> Iterator[str]:
+def _mapped(name: str, target: str, origin: Backing, changes: Loop) -> Iterator[str]:
     mapping = f"{paths.mapping(name)}{sweep.REDO}"
     uuid = f"{sweep.REDO_UUID}{mapping}"
     sectors = _length(origin.node) // 512
