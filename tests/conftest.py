@@ -30,7 +30,7 @@ def _slot(request: pytest.FixtureRequest) -> Iterator[None]:
     if not request.path.is_relative_to(VM_TESTS):
         yield
         return
-    with slots.slot():
+    with slots.slot(alone=request.node.get_closest_marker("alone") is not None):
         yield
 
 
@@ -74,6 +74,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         "slow: only in `make test-all`; docs/promises.md says which tests are not",
     )
+    config.addinivalue_line("markers", "alone: no other test runs beside it, as it measures time")
     config.addinivalue_line(
         "markers",
         "campaign: only in `make campaign`; tests/vm/campaign.txt names them",

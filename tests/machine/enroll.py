@@ -9,7 +9,7 @@ from __future__ import annotations
 from tests.machine.machine import Machine
 
 PASSPHRASE = "correct horse battery staple"
-CHEAP = ["--pbkdf-memory", "32", "--pbkdf-iterations", "4"]
+CHEAP = ["--pbkdf-memory", "1", "--pbkdf-iterations", "4"]
 
 FILES = r"""
 set -e
@@ -60,11 +60,12 @@ def credential(vm: Machine, name: str, passphrase: str = PASSPHRASE) -> None:
     vm.push(f"/etc/credstore/cryptback.{name}", passphrase + "\n", 0o600)
 
 
-def enroll(vm: Machine) -> None:
+def enroll(vm: Machine, filesystem: str = "btrfs") -> None:
     """Make the layer. Its sticks belong to it: a test's `vm.stick(NAME)` is a copy of one."""
     make_files(vm)
     credential(vm, "home")
     stick = vm.stick("main", size=448 << 20, fs="ext4", partitioned=True)
     stick.plug()
-    init(vm, stick.partition, "home", "--size", "320M", include=("/home/me", "/etc"))
+    options = ("--size", "320M", "--filesystem", filesystem)
+    init(vm, stick.partition, "home", *options, include=("/home/me", "/etc"))
     vm.run(["systemctl", "is-active", "cryptbackd"])

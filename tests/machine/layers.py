@@ -9,7 +9,8 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from tests.machine import cache, enroll, image, qemu
@@ -74,7 +75,10 @@ def install(vm: Machine) -> None:
 BOOTED = Layer("booted", None, boot, list)
 INSTALLED = Layer("installed", BOOTED, install, lambda: [package().read_bytes()])
 ENROLLED = Layer("enrolled", INSTALLED, enroll.enroll, lambda: [Path(enroll.__file__).read_bytes()])
-LAYERS = {layer.name: layer for layer in (BOOTED, INSTALLED, ENROLLED)}
+ENROLLED_EXT4 = replace(
+    ENROLLED, name="enrolled-ext4", make=partial(enroll.enroll, filesystem="ext4")
+)
+LAYERS = {layer.name: layer for layer in (BOOTED, INSTALLED, ENROLLED, ENROLLED_EXT4)}
 
 
 def ensure(layer: Layer) -> Saved:

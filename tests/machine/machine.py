@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +20,14 @@ BOOT = 480.0
 Entry = dict[str, Any]
 """An entry of the journal, as `journalctl -o json` has it."""
 
-# `journalctl --follow` would only notice at its next line that grep has gone: it is ended by hand.
+# `journalctl --follow` would only notice at its next line that nobody reads any more: it is ended.
 WAIT_FOR_LINE = r"""
 seconds=$1
 shift
-dir=$(mktemp -d)
-trap 'rm -rf "$dir"' EXIT
-mkfifo "$dir/lines"
-timeout "$seconds" journalctl --follow --no-tail "$@" > "$dir/lines" &
-grep -m 1 . < "$dir/lines"
-code=$?
-kill $! 2> /dev/null
-exit $code
+coproc journalctl --follow --no-tail "$@"
+follower=$COPROC_PID
+read -r -t "$seconds" -u "${COPROC[0]}" line
+kill "$follower" && printf '%s' "$line"
 """
 
 
@@ -182,37 +177,36 @@ class Machine:
 
         `since` is another cursor to begin behind: any entry's `__CURSOR`, or "" for all there is.
         """
-        self.run(["journalctl", "--sync"])
-        return self._journal(self._matches(unit, fields), self.cursor if since is None else since)
+        script = 'journalctl --sync && exec journalctl "$@"'
+        wanted = _wanted(unit, fields, self.cursor if since is None else since)
+        shown = self.run(["/bin/sh", "-c", script, "sh", *wanted]).out
+        return [json.loads(line) for line in shown.splitlines()]
 
     def wait_journal(
         self,
-        match: str | Callable[[Entry], object] = "",
+        pattern: str = "",
         *,
         timeout: float = 60,
         unit: str | None = None,
         since: str | None = None,
-        **fields: str,
+        **fields: str | tuple[str, ...],
     ) -> Entry:
-        """Wait for the first such entry: a regular expression fits its message, or a function."""
-        deadline = time.monotonic() + timeout
-        matches = self._matches(unit, fields)
+        """Wait for the first such entry: the regular expression fits its message.
+
+        A field may have any of several values. What doesn't fit is sorted out by the one
+        journalctl that waits: a program an entry would be at the expense of what is waited for.
+        """
         cursor = self.cursor if since is None else since
-        while True:
-            left = max(1.0, deadline - time.monotonic())
-            follow = [*matches, "--quiet", "--output=json", "--all", *_after(cursor)]
-            self.run(
-                ["/bin/sh", "-c", WAIT_FOR_LINE, "sh", f"{left:.1f}", *follow],
-                check=False,
-                timeout=left + 30,
-            )
-            for entry in self._journal(matches, cursor):
-                cursor = entry["__CURSOR"]
-                if _fits(match, entry):
-                    return entry
-            if time.monotonic() > deadline:
-                what = f"{match} {unit or ''} {fields}"
-                raise CommandTimeout(f"no such entry in the journal within {timeout:g} s: {what}")
+        follow = _wanted(unit, fields, cursor)
+        if pattern:
+            follow += [f"--grep={pattern}", "--case-sensitive=yes"]
+        command = ["/bin/bash", "-c", WAIT_FOR_LINE, "bash", f"{timeout:.1f}", *follow]
+        line = self.run(command, timeout=timeout + 30).out
+        if not line:
+            what = f"{pattern} {unit or ''} {fields}"
+            raise CommandTimeout(f"no such entry in the journal within {timeout:g} s: {what}")
+        entry: Entry = json.loads(line)
+        return entry
 
     def expect_journal(self, pattern: str) -> None:
         """Complaints in the journal that fit this regular expression are part of the test."""
@@ -247,21 +241,17 @@ class Machine:
         sections.append(("QEMU", self.qemu.errors()))
         return [(title, text) for title, text in sections if text.strip()]
 
-    def _matches(self, unit: str | None, fields: dict[str, str]) -> list[str]:
-        return [
-            *([f"--unit={unit}"] if unit else []),
-            *(f"{key}={value}" for key, value in fields.items()),
-        ]
 
-    def _journal(self, matches: list[str], cursor: str) -> list[Entry]:
-        command = ["journalctl", "--quiet", "--output=json", "--all", *matches, *_after(cursor)]
-        return [json.loads(line) for line in self.run(command).out.splitlines()]
-
-
-def _fits(match: str | Callable[[Entry], object], entry: Entry) -> bool:
-    if isinstance(match, str):
-        return re.search(match, str(entry.get("MESSAGE", ""))) is not None
-    return bool(match(entry))
+def _wanted(
+    unit: str | None, fields: Mapping[str, str | tuple[str, ...]], cursor: str
+) -> list[str]:
+    """The arguments of journalctl for the entries with these fields behind a cursor."""
+    wanted = ["--quiet", "--output=json", "--all", *_after(cursor)]
+    if unit:
+        wanted.append(f"--unit={unit}")
+    for key, values in fields.items():
+        wanted += [f"{key}={value}" for value in ([values] if isinstance(values, str) else values)]
+    return wanted
 
 
 def _after(cursor: str) -> list[str]:

@@ -30,21 +30,8 @@ UUID = {"vfat": "-i", "ext4": "-U", "btrfs": "-U"}
 TYPE = {"vfat": "c", "exfat": "7", "ntfs": "7"}
 
 WAIT_FOR_DISK = r"""
-i=0
-while [ $i -lt 400 ]; do
-    for file in /sys/bus/usb/devices/*/serial; do
-        [ "$(cat "$file" 2>/dev/null)" = "$1" ] || continue
-        for disk in "${file%/serial}"/*/host*/target*/*/block/*; do
-            [ -e "$disk" ] || continue
-            udevadm wait --timeout=20 "/dev/${disk##*/}$2" && echo "/dev/${disk##*/}"
-            exit
-        done
-    done
-    i=$((i + 1))
-    sleep 0.05
-done
-echo "no disk of USB device $1" >&2
-exit 1
+disk=/dev/disk/by-id/usb-QEMU_QEMU_HARDDISK_$1-0:0
+udevadm wait --timeout=40 "$disk" "$disk$2" && readlink --canonicalize "$disk"
 """
 
 
@@ -116,12 +103,14 @@ class Stick:
         bps: int = 0,
         sparse: bool = False,
         faults: tuple[Fault, ...] = (),
+        bridge: Path | None = None,
         wait: bool = True,
     ) -> str | None:
         """Plug it in, and wait until udev in the guest has seen to it. Returns the disk's device.
 
         `bps` limits its speed in bytes a second (0: as fast as it goes). `sparse`: zeros that are
-        written take no room in the image.
+        written take no room in the image. `bridge`: what it holds is served by an NBD server at
+        this socket, which is told of every flush, instead of coming from the image.
         """
         assert not self.plugged, f"stick {self.name} is plugged in already"
         call = self.vm.monitor.call
@@ -132,13 +121,15 @@ class Stick:
             limits={"bps-total": bps},
         )
         file: dict[str, Any] = {"driver": "file", "filename": str(self.path), "discard": "unmap"}
+        if bridge:
+            file = {"driver": "nbd", "server": {"type": "unix", "path": str(bridge)}}
         if sparse:
             file["detect-zeroes"] = "unmap"
         call(
             "blockdev-add",
             node_name=f"{self.name}-file",
             read_only=read_only,
-            cache={"no-flush": True},
+            cache={"no-flush": bridge is None},
             **file,
         )
         call("blockdev-add", **self._faulty(faults), read_only=read_only)
@@ -153,7 +144,7 @@ class Stick:
         }
         call("device_add", driver="usb-storage", rerror="report", werror="report", **device)
         if wait:
-            part = "1" if self._offset() else ""
+            part = "-part1" if self._offset() else ""
             script = ["/bin/sh", "-c", WAIT_FOR_DISK, "sh", self.name, part]
             self.device = self.vm.run(script).out.strip()
         return self.device

@@ -126,11 +126,29 @@ def test_oracle_finds_what_is_left(bare_vm: Machine) -> None:
     bare_vm.run("dmsetup remove planted; dmsetup udevcomplete_all -y; pkill sleep")
 
 
+def test_oracle_finds_a_process_of_the_service_and_a_traceback(vm: Machine) -> None:
+    plant = """
+        echo $$ > /sys/fs/cgroup/system.slice/cryptbackd.service/cgroup.procs
+        echo 'Traceback (most recent call last):' | logger -t broken
+        exec sleep 1000
+    """
+    planted = vm.spawn(plant)
+    vm.wait_journal("^Traceback", SYSLOG_IDENTIFIER="broken")
+    found = oracle.look(vm)
+    (left,) = found.left
+    assert left.startswith("process ")
+    assert left.endswith(" of cryptbackd.service: sleep 1000")
+    assert found.complaints == ["broken: Traceback (most recent call last):"]
+    vm.expect_journal("^broken: ")
+    vm.run(["kill", left.split()[1]])
+    assert planted.wait(check=False).code != 0
+
+
 def test_journal(bare_vm: Machine) -> None:
     bare_vm.spawn("sleep 1; logger -t one first; logger -t two second; logger -t one third")
     entry = bare_vm.wait_journal("^second$")
     assert entry["SYSLOG_IDENTIFIER"] == "two"
-    bare_vm.wait_journal(lambda entry: entry["MESSAGE"] == "third", SYSLOG_IDENTIFIER="one")
+    bare_vm.wait_journal("^third$", SYSLOG_IDENTIFIER=("one", "three"))
     messages = [entry["MESSAGE"] for entry in bare_vm.journal(SYSLOG_IDENTIFIER="one")]
     assert messages == ["first", "third"]
     later = bare_vm.journal(since=entry["__CURSOR"], SYSLOG_IDENTIFIER="one")
