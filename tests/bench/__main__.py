@@ -53,23 +53,27 @@ Costs = dict[tuple[str, int, str, str], list[Cost]]
 
 
 def measure(
-    vm: Machine, filesystem: str, number: int, rounds: int, iops: int, costs: Costs
+    vm: Machine, filesystem: str, number: int, asked: argparse.Namespace, costs: Costs
 ) -> None:
     """Each contender in each situation, in turn."""
     vm.run(["python3", "-c", MAKE, SOURCE, str(number)], timeout=600)
     size = max(400, 200 + number // 40) * MIB
-    ours = contenders(vm, filesystem, size)
+    ours = [
+        each
+        for each in contenders(vm, filesystem, size)
+        if not asked.only or each.name.replace(" ", "-") in asked.only
+    ]
     for each in ours:
         say(f"{filesystem}, {number} files: first backup by {each.name}")
         each.first()
         # What was made just now could still change without a trace, and is looked at again.
         each.again()
-    for turn in range(rounds):
+    for turn in range(asked.rounds):
         for situation in SITUATIONS:
             if situation != SITUATIONS[0]:
                 vm.run(CHANGE.format(turn))
             for each in ours[turn % len(ours) :] + ours[: turn % len(ours)]:
-                throttle(vm, each, iops)
+                throttle(vm, each, asked.iops)
                 cost = each.again()
                 throttle(vm, each, 0)
                 say(f"{situation}: {each.name}: {cost}")
@@ -108,14 +112,15 @@ def report(costs: Costs, command: str, iops: int, rounds: int, accelerator: str)
                 "| ---: | --- | ---: | ---: | ---: | ---: | ---: |",
             ]
             for number in dict.fromkeys(key[1] for key in costs):
-                quick = _median(costs, (filesystem, number, situation, "quick run"))
+                quick = costs.get((filesystem, number, situation, "quick run"))
+                base = statistics.median(cost.seconds for cost in quick) if quick else None
                 for key in costs:
                     if key[:3] == (filesystem, number, situation):
                         cost = _median(costs, key)
                         lines.append(
                             f"| {number:,} | {key[3]} | {cost.requests}"
                             f" | {cost.written / MIB:.1f} MiB | {cost.seconds:.1f}"
-                            f" | {cost.seconds / quick.seconds:.2f} | {cost.cpu:.1f} |"
+                            f" | {f'{cost.seconds / base:.2f}' if base else '–'} | {cost.cpu:.1f} |"
                         )
             lines.append("")
     return "\n".join(lines)
@@ -139,6 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--files", type=int, nargs="+", default=[5000, 20_000])
     parser.add_argument("--filesystems", nargs="+", default=["btrfs", "ext4"])
+    parser.add_argument("--only", nargs="+", default=[], metavar="CONTENDER")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--iops", type=int, default=120)
     parser.add_argument("--report", type=Path, default=REPORT)
@@ -148,7 +154,7 @@ def main() -> None:
     with slots.slot(), layers.resume(layers.INSTALLED) as vm:
         for number in options.files:
             for filesystem in options.filesystems:
-                measure(vm, filesystem, number, options.rounds, options.iops, costs)
+                measure(vm, filesystem, number, options, costs)
                 command = " ".join(["make bench", *_words(options, parser)])
                 text = report(costs, command, options.iops, options.rounds, accelerator)
                 options.report.parent.mkdir(exist_ok=True)
@@ -159,7 +165,7 @@ def main() -> None:
 def _words(options: argparse.Namespace, parser: argparse.ArgumentParser) -> list[str]:
     """What was asked for beyond the default, as make takes it."""
     found = []
-    for name in ("files", "filesystems", "rounds", "iops"):
+    for name in ("files", "filesystems", "only", "rounds", "iops"):
         value = getattr(options, name)
         if value != parser.get_default(name):
             found.append(

@@ -65,7 +65,7 @@ after=$(cat /sys/block/{disk}/stat); over=$(date +%s.%N)
 {self.cpu()} > /run/cpu-after
 echo $begun $over $before $after $(cat /run/cpu-before) $(cat /run/cpu-after)
 """
-        words = self.vm.run(["/bin/bash", "-c", script], timeout=600).out.split()
+        words = self.vm.run(["/bin/bash", "-c", script], timeout=3600).out.split()
         begun, over = map(float, words[:2])
         count = (len(words) - 4) // 2
         before, after = words[2 : 2 + count], words[2 + count : 2 + 2 * count]
@@ -95,7 +95,7 @@ class Ours(Contender):
         # The others read nothing back either.
         more = f'\n[verify]\nsample = "0%"\nfull_every = {self._every}\n'
         self.vm.run(["/bin/sh", "-c", 'printf "%s" "$1" >> "$2"', "sh", more, entry])
-        self.vm.run(self.command(), timeout=600)
+        self.vm.run(self.command(), timeout=3600)
 
     def command(self) -> str:
         return f"cryptback run {self._entry}"
@@ -125,7 +125,7 @@ mkdir -p /mnt/bench /mnt/inside
 printf %s {key} > /run/bench.key
 mount {self.stick.partition} /mnt/bench
 fallocate -l {self.size} {file}
-cryptsetup luksFormat -q --sector-size 4096 --pbkdf-memory 32768 --pbkdf-force-iterations 4 \
+cryptsetup luksFormat -q --sector-size 4096 --pbkdf-memory 1024 --pbkdf-force-iterations 4 \
     --pbkdf-parallel 1 --key-file /run/bench.key {file}
 cryptsetup open --key-file /run/bench.key {file} bench
 mkfs.{self.filesystem} -q /dev/mapper/bench
@@ -137,7 +137,7 @@ umount /mnt/bench
 """,
             timeout=300,
         )
-        self.vm.run(["/bin/bash", "-c", self.command()], timeout=900)
+        self.vm.run(["/bin/bash", "-c", self.command()], timeout=3600)
 
     def command(self) -> str:
         script = f"""
