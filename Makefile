@@ -3,11 +3,12 @@
 SHELL = /bin/bash
 PYTHON = .venv/bin/python
 JOBS ?= 2
+CAMPAIGN ?= --whole
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL = help
-.PHONY: help bootstrap deb lint unit vm slow test test-all campaign bench demo shell clean
+.PHONY: help bootstrap deb lint unit vm slow test test-all campaign fuzz bench demo shell clean
 
 help: ## Show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -38,14 +39,22 @@ slow:
 test: ## Everything a change must pass: bootstrap, deb, lint, unit, vm
 	@.ci/steps bootstrap deb lint unit vm
 
-test-all: ## All of `test`, and all other tests in the machine
+test-all: ## All of `test`, and other tests in the machine
 	@.ci/steps bootstrap deb lint unit vm slow
 
-campaign: ## Further variants of tests that make test-all has some of
+campaign: ## All tests that are left, and many interruptions (CAMPAIGN='pulled=200' and the like; takes hours)
 	@packaging/bootstrap
 	@packaging/build-deb
 	@$(PYTHON) -m tests.machine build enrolled
+	@$(MAKE) fuzz
 	@$(PYTHON) -m pytest -q tests/vm -m campaign -n $(JOBS)
+	@$(PYTHON) -m tests.campaign --jobs $(JOBS) $(CAMPAIGN)
+	@PYTHONPATH=src $(PYTHON) -m tests.fuzz --report
+
+fuzz: ## Make up input for all that is read from others (FUZZ='--minutes 1 NAME' and the like)
+	@mkdir -p build/fuzz
+	@$(AS_ROOT) env PYTHONPATH=src PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m tests.fuzz $(or $(FUZZ),--minutes 10 --cases 100000)
+	@PYTHONPATH=src $(PYTHON) -m tests.fuzz --report
 
 bench: ## Measure it beside rsync, borg and restic (BENCH='--files 100000' and the like)
 	@packaging/bootstrap

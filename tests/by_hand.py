@@ -38,9 +38,7 @@ def from_page(page: str, name: str) -> list[str]:
 VARIABLES = "/run/by-hand"
 MOUNT = "Mount the drive, if your desktop hasn't done so already:"
 OPEN = "If the container is a file on the drive:"
-OPEN_PARTS = (
-    "If the container is several files (`backup.luks.000`, `backup.luks.001`, …), as on FAT32:"
-)
+OPEN_PARTS = "If the container is several files (`backup.luks.001` is one of them), as on FAT32:"
 OPEN_PARTITION = "If the partition itself is encrypted, there is nothing to mount first:"
 CLOSE = "When you are done:"
 CLOSE_PARTS = "When you are done, with several files:"

@@ -307,7 +307,7 @@ def test_an_agent_that_does_not_answer_makes_nobody_wait(enrolled: Machine, how:
     hostile(vm, how, registrations=1000)
     vm.stick("main").plug()
     vm.wait_journal("backup begun", CRYPTBACK_DRIVE="home")
-    time.sleep(2)
+    runs.wait_news(vm, '"phase": "unlocking"')
     call = ["timeout", "1", "busctl", "call", "org.cryptback1", "/org/cryptback1"]
     for _ in range(5):
         vm.run([*call, "org.cryptback1.Manager", "GetDrive", "s", "home"])

@@ -100,7 +100,7 @@ def test_file_that_changes_while_it_is_read_is_a_warning(enrolled: Machine) -> N
     vm = enrolled
     vm.run("mkdir /home/me/more && echo 1 > /home/me/more/calm")
     append = "while echo more; do :; done >> /home/me/more/restless"
-    writer = vm.spawn(["/bin/sh", "-c", f"exec timeout 60 sh -c '{append}'"])
+    writer = vm.spawn(["/bin/sh", "-c", f"exec timeout 280 sh -c '{append}'"])
     vm.stick("main").plug()
     sentence = '"/home/me/more/restless" changed while it was read'
     end = tells(vm, sentence, outcome="warnings")

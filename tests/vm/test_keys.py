@@ -13,9 +13,9 @@ import pytest
 from tests.machine import Machine, Stick
 from tests.machine.enroll import PASSPHRASE, credential
 from tests.machine.guest import Result, Running
-from tests.machine.machine import Entry
 from tests.machine.stick import START
 from tests.vm.failing import KERNEL_MISSES_IT, NO_PLYMOUTH
+from tests.vm.runs import ended
 
 PLAIN = "/etc/credstore/cryptback.home"
 ENCRYPTED = "/etc/credstore.encrypted/cryptback.home"
@@ -126,13 +126,6 @@ def no_question(vm: Machine) -> None:
     """
     script = "until ! ls /run/systemd/ask-password | grep -q '^ask'; do sleep 0.1; done"
     vm.run(["timeout", "10", "sh", "-c", script])
-
-
-def ended(vm: Machine, timeout: float = 120) -> Entry:
-    """The last entry of the run that goes on."""
-    return vm.wait_journal(
-        lambda entry: "CRYPTBACK_OUTCOME" in entry, CRYPTBACK_DRIVE="home", timeout=timeout
-    )
 
 
 def told(vm: Machine) -> str:

@@ -110,7 +110,7 @@ def test_one_notification_tells_of_a_backup_to_its_end(enrolled: Machine) -> Non
     vm.run(["systemctl", "kill", "--signal=HUP", runs.UNIT])
     shown(vm, "work has never been backed up: Plug the drive in.")
 
-    runs.random_files(vm, 4, 8, "/etc/random")
+    runs.random_files(vm, 8, 8, "/etc/random")
     runs.hold(vm, vm.stick("main"), at_least=16 * runs.MIB)
     shown(vm, " % done. Please don't unplug it.")
     runs.go_on(vm)

@@ -8,7 +8,7 @@ import subprocess
 
 from tests.machine import Machine, layers
 from tests.machine.machine import Entry
-from tests.vm.runs import syncing
+from tests.vm.runs import hold
 
 BUS = ["busctl", "--quiet", "call", "org.cryptback1", "/org/cryptback1", "org.cryptback1.Manager"]
 OWN_THE_NAME = """
@@ -269,10 +269,8 @@ def test_upgrade_takes_an_interrupted_run_up_again(enrolled: Machine) -> None:
     vm = enrolled
     vm.run("head -c 60M /dev/urandom > /home/me/big && chown me: /home/me/big")
     stick = vm.stick("main")
-    syncing(vm, stick)
-    stick.throttle(1 << 20)  # the package takes its time to get to the restart
+    hold(vm, stick)  # the package takes its time to get to the restart
     install(vm)
-    stick.throttle(0)
     ended = finished(vm)
     assert ended["CRYPTBACK_OUTCOME"] == "done"
     assert [run["outcome"] for run in runs(vm)][:2] == ["done", "cancelled"]

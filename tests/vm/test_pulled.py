@@ -43,24 +43,29 @@ def pulled_in_mid_sync(vm: Machine, options: tuple[str, ...] = ()) -> None:
     vm.run("mkdir /home/me/more && head -c 48M /dev/urandom > /home/me/more/big")
     hold = Hold(vm, "/usr/bin/rsync", "--info=progress2")
     stick = vm.stick("main")
+    under_way = news(vm, copied(2 * MIB))  # which takes its time to come up
     stick.plug()
     syncing = hold.wait()
     stick.throttle(2 * MIB)
     syncing.go_on()
-    news(vm, copied(2 * MIB)).wait(timeout=PATIENCE)
+    under_way.wait(timeout=PATIENCE)
     pull(vm)
     succeeds_next(vm)
     names = first_is_whole(vm, files, options)
     assert len(names) == 2
 
 
+@pytest.mark.alone
 def test_pulled_in_mid_sync(enrolled: Machine) -> None:
     pulled_in_mid_sync(enrolled)
 
 
 @pytest.mark.parametrize(
     ("outside", "inside"),
-    [("ext4", "ext4"), *((fs, inner) for fs in ("vfat", "exfat") for inner in ("btrfs", "ext4"))],
+    [
+        ("ext4", "ext4"),
+        *((fs, inner) for fs in ("vfat", "exfat", "ntfs") for inner in ("btrfs", "ext4")),
+    ],
 )
 def test_pulled_in_mid_sync_with_other_filesystems(vm: Machine, outside: str, inside: str) -> None:
     vm.run("mkdir /home/me/letters && echo hello > /home/me/letters/first && chown -R me: /home/me")

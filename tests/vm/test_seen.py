@@ -13,6 +13,7 @@ from tests.machine import CommandFailed, Machine
 from tests.machine.guest import Running
 from tests.machine.machine import Entry
 from tests.vm.runs import (
+    CALL,
     MIB,
     PATIENCE,
     STOP,
@@ -31,8 +32,6 @@ from tests.vm.runs import (
     syncing,
 )
 
-CALL = ["busctl", "--json=short", "call", "org.cryptback1", "/org/cryptback1"]
-CALL += ["org.cryptback1.Manager"]
 EVIL = "evil\x1b]0;title\x07\x1b[31m\n<3>cryptbackd: forged"
 """A file name that would set a terminal's title and colour and begin a line of its own."""
 
@@ -172,7 +171,7 @@ def test_status_watch_follows_a_run(enrolled: Machine) -> None:
     stick.throttle(0)
     ended(enrolled)
     news(enrolled, '"state": "idle"').wait()
-    enrolled.run(["pkill", "-INT", "-f", "^/usr/bin/python3 /usr/bin/cryptback status --watch"])
+    enrolled.run(["pkill", "-INT", "-f", "^/usr/bin/python3 -I /usr/bin/cryptback status --watch"])
     assert [watcher.wait().code for watcher in watchers] == [0, 0]
     text = enrolled.pull("/tmp/text").decode()
     assert re.search(r"^home: syncing, \d+ % of 32\.\d MiB", text, re.MULTILINE)
@@ -278,7 +277,7 @@ def test_ctrl_c_cancels_a_run_in_order(enrolled: Machine) -> None:
     ended(enrolled)
     random_files(enrolled, 4, 8)
     running = run_in_background(enrolled)
-    enrolled.run(["pkill", "-INT", "-f", "^/usr/bin/python3 /usr/bin/cryptback run home"])
+    enrolled.run(["pkill", "-INT", "-f", "^/usr/bin/python3 -I /usr/bin/cryptback run home"])
     assert running.wait(timeout=PATIENCE, check=False).code == 130
     assert outcomes(enrolled) == ["done", "cancelled"]
 

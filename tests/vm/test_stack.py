@@ -172,6 +172,7 @@ def test_the_reader_sees_nothing_but_usr_and_the_sources(stopped: Stopped) -> No
     hidden = {"/usr/lib/modules"}
     assert set(mounts) - hidden == {"/", "/usr", "/source", "/source/home/me", "/source/etc"}
     assert [place for place, options in mounts.items() if "ro" not in options] in ([], ["/"])
+    assert all("nosymfollow" in mounts[f"/source/{path}"] for path in ("home/me", "etc"))
 
 
 def test_the_reader_can_read_everything_and_do_nothing_else(stopped: Stopped) -> None:

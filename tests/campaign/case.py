@@ -1,0 +1,325 @@
+"""One case: a backup is interrupted in some way, and a judge looks what became of everything."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import re
+import shutil
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from tests.by_hand import manifest
+from tests.campaign.bridge import Bridge
+from tests.campaign.judge import Content, Judge
+from tests.machine import Machine, Stick, layers, oracle
+from tests.machine.guest import CommandTimeout
+from tests.machine.layers import Layer
+from tests.vm.runs import ended, now
+
+SOURCES = ("/home/me", "/etc")
+PATIENCE = 150
+"""Seconds that a run may take; one that takes longer hangs."""
+WARNING = 4
+"""A priority of the journal (syslog(3)); below are errors."""
+IN_TIME = 5.0
+"""Seconds after which nothing may be left open, when a drive was lost or a process killed."""
+
+# Some files become others, one goes, and there is so much new that copying takes a while.
+CHANGE = """
+import contextlib, os, random, sys
+dice = random.Random(sys.argv[1])
+top = "/home/me/many"
+os.makedirs(top, exist_ok=True)
+for number in range(dice.randrange(5, 40)):
+    with open(f"{top}/{number}", "wb") as file:
+        file.write(dice.randbytes(dice.randrange(100_000)))
+with open("/home/me/big", "wb") as file:
+    for _ in range(dice.randrange(1, 24)):
+        file.write(dice.randbytes(1 << 20))
+with open("/home/me/photos/one.jpg", "ab") as file:
+    file.write(dice.randbytes(1000))
+with contextlib.suppress(FileNotFoundError):
+    os.unlink("/home/me/photos/two.jpg")
+"""
+WATCH = "exec cryptback status home --watch --json > /run/news"
+
+
+@dataclasses.dataclass
+class Verdict:
+    """What became of a case: a line of the campaign's results."""
+
+    kind: str
+    seed: int
+    moment: float = 0.0
+    """Seconds from the plug to the damage."""
+    phase: str = ""
+    """What the run was doing at that moment, as the daemon told it."""
+    told: str = ""
+    """How the journal has it that the interrupted run ended."""
+    recovery: float = 0.0
+    """Seconds from the damage until nothing was open any more."""
+    again: float = 0.0
+    """Seconds from the next plug until the drive might be unplugged."""
+    losses: list[str] = dataclasses.field(default_factory=list)
+    leaks: list[str] = dataclasses.field(default_factory=list)
+    false_clears: list[str] = dataclasses.field(default_factory=list)
+    hangs: list[str] = dataclasses.field(default_factory=list)
+    faults: list[str] = dataclasses.field(default_factory=list)
+    """Whatever else is not as it must be."""
+    noticed: str = ""
+    """What the journal says of a loss that nobody could prevent."""
+
+    @property
+    def good(self) -> bool:
+        return not any((self.losses, self.leaks, self.false_clears, self.hangs, self.faults))
+
+
+class Hang(Exception):
+    """Something did not happen within the time that it may take."""
+
+
+class Stage:
+    """What cases that run one after another have in common. As a context manager, it is taken down.
+
+    Builds what is the same for all: the judge, and what the stick holds when a case begins.
+    """
+
+    def __init__(self) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="campaign-", dir="/var/tmp"))
+        self.judge = Judge()
+        self.undisturbed = 0.0
+        """Seconds from a plug to the all-clear, when nothing happens."""
+        self._before: dict[str, Content] = {}
+
+    def before(self, layer: Layer) -> Content:
+        """What its stick holds when a case begins."""
+        if layer.name not in self._before:
+            with layers.resume(layer) as vm:
+                self._before[layer.name] = self.judge.look(vm.stick("main").path, clean=True)
+        return self._before[layer.name]
+
+    def __enter__(self) -> Stage:
+        verdict = Verdict("undisturbed", 0)
+        with Case(self, verdict) as case:
+            case.change()
+            case.succeed()
+        if not verdict.good:
+            raise RuntimeError(f"it fails before anything is done to it: {verdict}")
+        self.undisturbed = verdict.again
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.judge.close()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class Case:
+    """A machine, a stick, and the moment of the damage. Everything random comes from the seed.
+
+    As a context manager, its machine ends with the block.
+    """
+
+    def __init__(self, stage: Stage, verdict: Verdict, layer: Layer = layers.ENROLLED) -> None:
+        self.stage = stage
+        self.verdict = verdict
+        self.layer = layer
+        self.before = stage.before(layer)
+        self.dice = random.Random(f"{verdict.kind} {verdict.seed}")
+        self.moment = self.dice.uniform(0, 1.05 * stage.undisturbed)
+        self.vm: Machine = layers.resume(self.layer)
+        self.stick: Stick = self.vm.stick("main")
+        self.bridge: Bridge | None = None
+        self.cursor = ""
+        self.hit = 0.0
+        """When the damage was done, by the machine's clock."""
+        self.made: list[str] = []
+        """Versions of the interrupted run, if the journal said that it was done."""
+        self._plugged = 0.0
+
+    def __enter__(self) -> Case:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.vm.close()
+        if self.bridge:
+            self.bridge.cut()
+
+    # Before the damage
+
+    def change(self, turn: int = 0) -> None:
+        """Change what is to be backed up."""
+        self.vm.run(["python3", "-c", CHANGE, f"{self.verdict.seed} {turn}"])
+
+    def watch(self) -> None:
+        """Have the daemon's news written down in the machine."""
+        self.vm.spawn(["/bin/sh", "-c", WATCH])
+        self.vm.run("until [ -s /run/news ]; do sleep 0.05; done")
+
+    def plug(self, *, cache: bool = False, lies: bool = False) -> None:
+        """Plug the stick in, without waiting for anything; `cache`: by way of a bridge."""
+        self.cursor = now(self.vm)
+        if cache:
+            self.bridge = Bridge(self.stick.path, lies=lies)
+        self.stick.plug(bridge=self.bridge.socket if self.bridge else None, wait=False)
+        self._plugged = time.monotonic()
+
+    def wait_moment(self) -> None:
+        """Wait for the moment, which the seed chose."""
+        time.sleep(max(0.0, self._plugged + self.moment - time.monotonic()))
+
+    def wait_phase(self, phase: str) -> None:
+        """Wait until the run is in this phase, and then a moment more."""
+        script = f'until grep -q \'"phase": "{phase}"\' /run/news; do sleep 0.01; done'
+        try:
+            self.vm.run(script, timeout=PATIENCE)
+        except CommandTimeout as error:
+            raise Hang(f"the run did not come to {phase}") from error
+        time.sleep(self.dice.choice([0, 0, self.dice.uniform(0, 0.5)]))
+
+    def note(self) -> None:
+        """Write down where the run is: what follows is the damage."""
+        last = self.vm.run(["tail", "-n", "1", "/run/news"]).out
+        with suppress(ValueError, KeyError):  # it may be half written
+            drive = json.loads(last)["drive"]
+            self.verdict.phase = drive["phase"] or drive["state"]
+        self.verdict.moment = round(time.monotonic() - self._plugged, 2)
+        self.strike()
+
+    def strike(self) -> None:
+        """The damage is done at this moment."""
+        self.hit = self.vm.clock()
+
+    def until_told(self) -> None:
+        """Wait until the journal says how the run ended."""
+        ended(self.vm, since=self.cursor, timeout=PATIENCE)
+
+    # What comes after
+
+    def all_locked(self) -> None:
+        """Nothing may be open any more, soon after the damage."""
+        found = oracle.look(self.vm, patience=30)
+        took = found.locked - self.hit
+        if found.left:
+            self.verdict.leaks += found.left
+        elif took > IN_TIME:
+            self.verdict.leaks.append(f"it took {took:.1f} s until all was locked")
+        self.verdict.recovery = round(max(took, 0), 2)
+
+    def outcome(self) -> None:
+        """Write down how the interrupted run ended, going by the journal."""
+        entries = self.vm.journal(since=self.cursor, CRYPTBACK_DRIVE="home")
+        ends = [entry for entry in entries if "CRYPTBACK_OUTCOME" in entry]
+        if ends:
+            self.verdict.told = f"{ends[0]['CRYPTBACK_OUTCOME']}: {ends[0]['MESSAGE']}"
+            if ends[0]["CRYPTBACK_OUTCOME"] in ("done", "warnings"):
+                lines = " ".join(entry["MESSAGE"] for entry in entries)
+                self.made = re.findall(r"version (\S+Z) made", lines)[:1]
+        elif any("backup begun" in entry["MESSAGE"] for entry in entries):
+            self.verdict.faults.append("the journal does not say how the run ended")
+
+    def pull(self) -> None:
+        """Pull the stick out: what it had only in its cache is gone."""
+        if self.bridge:
+            self.bridge.cut()
+        self.stick.pull(wait=False)
+        self.bridge = None
+
+    def power_fails(self) -> None:
+        """Computer and stick are without power; the computer is on again, the stick not in it."""
+        self.vm.monitor.call("stop")
+        self.pull()
+        if self.verdict.seed % 5 == 0:
+            self.vm.monitor.call("system_reset")
+            self.vm.monitor.call("cont")
+            self.vm.wait_booted()
+            self.vm.set_clock()
+        else:  # a computer that remembers nothing of this run is had sooner than one that boots
+            kept = self.stage.directory / "kept.raw"
+            self.stick.path.rename(kept)
+            self.vm.close()
+            self.vm = layers.resume(self.layer)
+            self.stick = self.vm.stick("main")
+            kept.rename(self.stick.path)
+        self.change(1)
+
+    def succeed(self, *, cache: bool = False) -> None:
+        """The stick is plugged in again and backed up to; at the all-clear it is pulled at once."""
+        if self.stick.plugged:
+            self.pull()
+        wanted = {path: manifest(self.vm, path) for path in SOURCES}
+        self.plug(cache=cache)
+        started = time.monotonic()
+        self.until_clear()
+        self.pull()
+        self.verdict.again = round(time.monotonic() - started, 2)
+        self._all_there(wanted)
+
+    def lost_by_a_lie(self) -> None:
+        """Something may be gone, which nobody could prevent: then the next plug tells of it."""
+        found = self.stage.judge.look(self.stick.path)
+        gone = found.lost_since(self.before)
+        gone += [name for name in self.made if name not in found.versions]
+        if found.problem:
+            gone.append(found.problem)
+        self.plug()
+        self.until_told()
+        said = self.vm.journal(since=self.cursor, CRYPTBACK_DRIVE="home")
+        warnings = [entry["MESSAGE"] for entry in said if int(entry["PRIORITY"]) <= WARNING]
+        self.verdict.noticed = " / ".join(warnings)
+        if gone and not warnings:
+            self.verdict.losses += [f"without a word: {what}" for what in gone]
+
+    def until_clear(self) -> None:
+        """Wait for "you may unplug", and no longer."""
+        clear = "You may unplug home now."
+        try:
+            self.vm.wait_journal(since=self.cursor, timeout=PATIENCE, MESSAGE=clear)
+        except CommandTimeout as error:
+            said = self.vm.journal(since=self.cursor, CRYPTBACK_DRIVE="home")
+            lines = " / ".join(entry["MESSAGE"] for entry in said[-3:])
+            raise Hang(f"the drive may not be unplugged. The last lines: {lines}") from error
+
+    def _all_there(self, wanted: dict[str, list[str]]) -> None:
+        """After an all-clear, everything is on the stick, and in order."""
+        found = self.stage.judge.look(self.stick.path, clean=True)
+        if found.problem:
+            self.verdict.false_clears.append(found.problem)
+            return
+        self.verdict.losses += found.lost_since(self.before)
+        self.verdict.losses += [name for name in self.made if name not in found.versions]
+        newest = max(found.versions)
+        if newest in (*self.before.versions, *self.made):
+            self.verdict.false_clears.append("there is no new version")
+        for path, lines in wanted.items():
+            copy = under(found.versions[newest], path)
+            if copy != [line for line in lines if not is_root(line)]:
+                self.verdict.false_clears.append(f"{newest} is not what {path} was")
+
+    def complaints(self) -> None:
+        """Nothing in the journal is a fault of the program itself."""
+        for entry in self.vm.journal():
+            if "Traceback (most recent call last)" in str(entry.get("MESSAGE")):
+                self.verdict.faults.append(str(entry["MESSAGE"]))
+
+
+def under(version: list[str], path: str) -> list[str]:
+    """What a version has below a directory, named as if that were all of it."""
+    top = path.lstrip("/") + "/"
+    found = []
+    for line in version:
+        record = json.loads(line)
+        if record["name"].startswith(top):
+            record["name"] = record["name"].removeprefix(top)
+            if "links" in record:
+                record["links"] = [name.removeprefix(top) for name in record["links"]]
+            found.append(json.dumps(record, sort_keys=True))
+    return found
+
+
+def is_root(line: str) -> bool:
+    """Whether a line is about the directory itself."""
+    return bool(json.loads(line)["name"] == ".")

@@ -1,0 +1,106 @@
+"""Makes docs/reliability.md of the campaign's results: `python -m tests.campaign.report FILE…`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+REPORT = Path(__file__).parents[2] / "docs" / "reliability.md"
+RESULTS = ("losses", "leaks", "false_clears", "hangs", "faults")
+
+HEAD = """
+# What happens when the plug is pulled
+
+Each case is a machine with a USB stick that holds a container and a version, with files that have
+changed since. A run begins, and something is done to it at a moment that the case's seed decides,
+over the whole of a run and a little more. Then the stick is plugged in again, and when the daemon
+says that it may be unplugged it is pulled in that instant. Half of the sticks have a volatile
+write cache, which loses what was not flushed. In the end another machine, which has no
+cryptbackd, opens the stick by hand. It shares no code with the program.
+
+- **loss**: a version that was reported complete is gone, or differs in a single bit, mode, owner,
+  time or attribute.
+- **leak**: a mapping, loop device, mount, process or udev cookie is left five seconds after the
+  damage.
+- **false all-clear**: it said "you may unplug", and the files of that run are not all there, or a
+  filesystem has something to repair.
+- **hang**: the next run has not ended with the all-clear after two and a half minutes (emulated).
+- **fault**: a traceback in the journal, or a run of which it doesn't say how it ended.
+"""
+
+
+def read(paths: Iterable[Path]) -> list[dict[str, Any]]:
+    """The results in these files; of a case that was run again, the last."""
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for path in paths:
+        for line in path.read_text().splitlines():
+            result = json.loads(line)
+            found[result["kind"], result["seed"]] = result
+    return list(found.values())
+
+
+def table(results: list[dict[str, Any]]) -> list[str]:
+    """A line for each kind, and one for all."""
+    lines = [
+        "| damage | cases | losses | leaks | false all-clears | hangs | faults"
+        " | slowest recovery | slowest next run |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    kinds = dict.fromkeys(result["kind"] for result in results)
+    for kind in (*sorted(kinds), None):
+        group = [result for result in results if kind in (None, result["kind"])]
+        bad = [str(sum(bool(result[name]) for result in group)) for name in RESULTS]
+        times = [f"{max(result[name] for result in group):.1f} s" for name in ("recovery", "again")]
+        cells = [kind or "**all**", str(len(group)), *bad, *times]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def phases(results: list[dict[str, Any]]) -> list[str]:
+    """How often each phase of a run was hit."""
+    pulled = Counter(r["phase"] for r in results if r["kind"].startswith("pulled"))
+    killed = Counter(r["phase"] for r in results if r["kind"].startswith("worker"))
+    lines = ["| in the phase | pulled | worker killed |", "| --- | ---: | ---: |"]
+    names = dict.fromkeys([*pulled, *killed])
+    return lines + [f"| {name or '–'} | {pulled[name]} | {killed[name]} |" for name in names]
+
+
+def bad_cases(results: list[dict[str, Any]]) -> list[str]:
+    """The cases that were not as they must be, each with what was wrong."""
+    return [
+        f"- `{result['kind']}` {result['seed']}: {name.replace('_', ' ')}: {what}"
+        for result in results
+        for name in RESULTS
+        for what in result[name]
+    ]
+
+
+def main() -> None:
+    """Write the report."""
+    paths = [Path(word) for word in sys.argv[1:]]
+    results = read(paths)
+    lying = [result for result in results if result["kind"] == "lying-bridge"]
+    noticed = sum(bool(result["noticed"]) for result in lying)
+    lines = [
+        *HEAD.strip().splitlines(),
+        "",
+        "## Results",
+        "",
+        *table(results),
+        "",
+        f"Behind a bridge that lies about flushing, {len(lying)} times: the next run noticed that"
+        f" something was lost in {noticed}.",
+        "",
+        *phases(results),
+        "",
+        *(["## Bad cases", "", *bad_cases(results)] if bad_cases(results) else []),
+    ]
+    REPORT.write_text("\n".join(lines).rstrip() + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""The kinds of damage, by name: each interrupts a run that is backing up to a case's stick."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from tests.campaign.case import Case, Hang
+from tests.machine import layers
+from tests.machine.guest import CommandTimeout
+from tests.machine.layers import Layer
+
+PHASES = (
+    "attaching", "unlocking", "mounting", "comparing", "syncing", "keeping", "verifying",
+    "locking", "proving",
+)  # fmt: skip
+CHILDREN = ("rsync", "cryptsetup", "mount", "umount", "btrfs", "bwrap")
+"""Programs that a run starts. `mkfs` is one of an enrolment."""
+
+WORKER = "kill -KILL $(pgrep -P $(pgrep -P $(systemctl show -P MainPID cryptbackd)))"
+STUB = "kill -KILL $(pgrep -P $(systemctl show -P MainPID cryptbackd))"
+SERVICE = "systemctl kill --signal=KILL --kill-whom=all cryptbackd"
+CHILD = """
+group=/sys/fs/cgroup/system.slice/cryptbackd.service/cgroup.procs
+while :; do
+    for pid in $(cat $group); do
+        read -r name < /proc/$pid/comm || continue
+        [ "$name" = "$1" ] && sleep "$2" && kill -KILL $pid && exit
+    done 2> /dev/null
+done
+"""
+
+
+def pulled(case: Case, *, phase: str = "") -> None:
+    """The stick is pulled out; every other one has a cache that is lost with it."""
+    interrupted(case, phase, cache=bool(case.verdict.seed % 2))
+    case.pull()
+    case.all_locked()
+    case.outcome()
+    again(case)
+
+
+def killed(case: Case, *, command: str, phase: str = "") -> None:
+    """A process is killed, or several at once; then the stick is pulled and plugged in again."""
+    interrupted(case, phase)
+    case.vm.run(command, check=False)  # there may be nobody (any more) to be killed
+    case.all_locked()
+    case.outcome()
+    again(case)
+
+
+def child_killed(case: Case, *, name: str) -> None:
+    """One program that the run started is killed, the first that is seen, or a little later."""
+    case.watch()
+    delay = case.dice.choice([0.0, 0.0, case.dice.uniform(0, 0.5)])
+    killer = case.vm.spawn(["/bin/sh", "-c", CHILD, "sh", name, str(delay)])
+    case.plug()
+    try:
+        killer.wait(timeout=60)
+    except CommandTimeout as error:
+        raise Hang(f"the run never started {name}") from error
+    case.note()
+    case.until_told()
+    case.outcome()
+    again(case)
+
+
+def power_cut(case: Case) -> None:
+    """Stick and computer lose power at once, and there is a cache in the stick."""
+    interrupted(case, "", cache=True)
+    case.power_fails()
+    again(case)
+
+
+def lying_bridge(case: Case) -> None:
+    """The bridge says that it has kept what it hasn't. It loses power after the all-clear."""
+    case.watch()
+    case.plug(cache=True, lies=True)
+    case.until_clear()
+    case.note()
+    case.pull()
+    case.outcome()
+    case.lost_by_a_lie()
+
+
+def interrupted(case: Case, phase: str, *, cache: bool = False) -> None:
+    """Begin a run, and come back at the moment of the damage."""
+    case.watch()
+    case.plug(cache=cache)
+    if phase:
+        case.wait_phase(phase)
+    else:
+        case.wait_moment()
+    case.note()
+
+
+def again(case: Case) -> None:
+    """The next plug works, and what was there before is there. Every other stick has a cache."""
+    case.succeed(cache=bool(case.verdict.seed // 2 % 2))
+
+
+KINDS: dict[str, Callable[[Case], None]] = {
+    "pulled": pulled,
+    **{f"pulled-while-{phase}": partial(pulled, phase=phase) for phase in PHASES},
+    "worker-killed": partial(killed, command=WORKER),
+    **{f"worker-killed-while-{p}": partial(killed, command=WORKER, phase=p) for p in PHASES},
+    "stub-killed": partial(killed, command=STUB),
+    "service-killed": partial(killed, command=SERVICE),
+    **{f"{name}-killed": partial(child_killed, name=name) for name in CHILDREN},
+    "power-cut": power_cut,
+    "power-cut-ext4": power_cut,
+    "lying-bridge": lying_bridge,
+}
+
+
+def layer_of(kind: str) -> Layer:
+    """The machine in which a case of this kind begins."""
+    return layers.ENROLLED_EXT4 if kind.endswith("-ext4") else layers.ENROLLED
