@@ -1,8 +1,8 @@
 """The lock that has the computer wait for the end of jobs before it sleeps or shuts down.
 
 logind gives it as a descriptor, which is held while a job is there and closed when the last
-one is over (https://systemd.io/INHIBITOR_LOCKS/).  logind waits for it for a few seconds, and
-no longer.  Without logind nothing is held, and jobs go on.
+one is over (https://systemd.io/INHIBITOR_LOCKS/).  logind waits for it as long as
+its configuration says, and no longer.  Without logind nothing is held, and jobs go on.
 """
 
 from __future__ import annotations
