@@ -254,6 +254,23 @@ def test_a_pulled_drive_ends_its_worker_at_once(play: Play, gone: str) -> None:
     play(scene)
 
 
+def test_a_pull_that_the_kernel_tells_of_is_that_disks_alone(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.script = HANG
+        world.service.arrived(stick(diskseq=8))
+        await world.phase(Phase.SYNCING)
+        world.service.pulled(7)  # had the same name, and is told of late
+        assert world.service.views.of("home").state is State.RUNNING
+        world.service.pulled(8)
+        result = await world.result()
+        assert (result.outcome, result.error) == (Outcome.FAILED, "DriveAbsent")
+        assert world.service.views.of("home").state is State.ABSENT
+        world.service.left("/dev/sdx")
+        assert world.said.outcomes() == ["failed"]
+
+    play(scene)
+
+
 def test_errors_of_a_drive_that_was_pulled_are_told_as_the_pull(play: Play) -> None:
     async def scene(world: World) -> None:
         world.script = [["phase", "syncing"], ["fail", "DriveFailed"]]

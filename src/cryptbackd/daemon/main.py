@@ -51,7 +51,12 @@ class _Daemon:
             boot_id = file.read().strip()
         self._service = service = Service(history, boot_id, self._drive_changed, self._finished)
         loop.add_signal_handler(signal.SIGHUP, service.reload)
-        watch = Watch(service.arrived, service.left, lambda: service.resync(watch.enumerate()))
+        watch = Watch(
+            service.arrived,
+            service.left,
+            service.pulled,
+            overflowed=lambda: service.resync(watch.enumerate()),
+        )
         await self._connect(watch)
         service.store.now()
         watch.listen()

@@ -108,14 +108,17 @@ class Service:
 
     def left(self, node: str) -> None:
         """The device *node* is gone, and with a disk its partitions."""
-        gone = [
-            seen
-            for seen in self.present.seen.values()
-            if node in (seen.device.node, seen.device.disk)
-        ]
+        self._gone(lambda device: node in (device.node, device.disk))
+
+    def pulled(self, diskseq: int) -> None:
+        """The disk with this sequence number is gone, and perhaps a new one in its place."""
+        self._gone(lambda device: device.diskseq == diskseq)
+
+    def _gone(self, is_gone: Callable[[Device], bool]) -> None:
+        gone = [seen for seen in self.present.seen.values() if is_gone(seen.device)]
         for seen in gone:
             del self.present.seen[seen.device.node]
-        self.supervisor.pulled(node)
+        self.supervisor.pulled(is_gone)
         for uuid in {seen.device.uuid for seen in gone}:
             self._changed_uuid(uuid)
             self._consider(uuid)
@@ -130,9 +133,7 @@ class Service:
             now = by_node.get(node)
             if now is None or now.device.diskseq != seen.device.diskseq:
                 self.left(node)
-        for job in self.supervisor.running():
-            if not os.path.exists(job.device.node):
-                self.supervisor.pulled(job.device.node)
+        self.supervisor.pulled(lambda device: not os.path.exists(device.node))
         # All of them first: a second device with the same UUID must be seen before one runs.
         self.present.seen.update(by_node)
         self._consider_all()

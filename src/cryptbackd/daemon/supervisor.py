@@ -108,10 +108,10 @@ class Supervisor:
             if job.worker is not None:
                 job.worker.send(protocol.Stop(reason))
 
-    def pulled(self, node: str) -> None:
-        """The device *node* is gone: end what goes on with it, now."""
+    def pulled(self, is_gone: Callable[[Device], bool]) -> None:
+        """Of some devices *is_gone* says that they left: end what goes on with them, now."""
         for job in self.jobs():
-            if node not in (job.device.node, job.device.disk):
+            if not is_gone(job.device):
                 continue
             job.left.set()
             if job not in self._running.values():

@@ -4,6 +4,10 @@ The monitor listens before the first enumeration, so that no event is lost betwe
 lives as long as the daemon.  Its events become arrivals (a device that shows a filesystem
 UUID) and removals (a node).  Loop devices, mappings and their like are never an arrival: they
 are our own doing, or nobody's plug.
+
+That a disk was pulled the kernel says itself, up to a second before udev is through with its
+rules; nothing that is unlocked waits for that.  What udev still says of the disk while it
+catches up is no arrival.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import os
 import re
 import socket
 import stat
+from collections import deque
 from collections.abc import Callable, Iterator
 
 import attrs
@@ -25,6 +30,8 @@ from ..text import printable
 
 _NOT_PLUGGED = re.compile(r"(dm-|loop|md|nbd|ram|zram)\d")
 _SEQUENCE = re.compile(r"[0-9]{1,18}")
+_PULLS_REMEMBERED = 64
+"""udev is never that many disks behind the kernel."""
 
 
 @attrs.frozen
@@ -36,35 +43,46 @@ class Seen:
 
 
 class Watch:
-    """The udev monitor.  Call :meth:`listen`, then :meth:`enumerate`."""
+    """The udev monitor, and the kernel's.  Call :meth:`listen`, then :meth:`enumerate`.
+
+    *arrived* gets each device that comes or changes, *left* the node of one that udev removes,
+    *pulled* the sequence number of a disk that the kernel removes.
+    """
 
     def __init__(
         self,
         arrived: Callable[[Seen], None],
         left: Callable[[str], None],
+        pulled: Callable[[int], None],
         overflowed: Callable[[], None],
     ) -> None:
         self._context = pyudev.Context()
-        self._monitor = pyudev.Monitor.from_netlink(self._context, source="udev")
-        self._monitor.filter_by("block")
+        self._udev = pyudev.Monitor.from_netlink(self._context, source="udev")
+        self._kernel = pyudev.Monitor.from_netlink(self._context, source="kernel")
         self._arrived = arrived
         self._left = left
+        self._pulled = pulled
         self._overflowed = overflowed
+        self._gone: deque[int] = deque(maxlen=_PULLS_REMEMBERED)
 
     def listen(self) -> None:
         """Take in events from now on."""
-        self._monitor.start()
-        asyncio.get_running_loop().add_reader(self._monitor.fileno(), self._read)
+        loop = asyncio.get_running_loop()
+        for monitor, heard in ((self._udev, self._heard_udev), (self._kernel, self._heard_kernel)):
+            monitor.filter_by("block")
+            monitor.start()
+            loop.add_reader(monitor.fileno(), self._read, monitor, heard)
 
     def close(self) -> None:
         """Take in no more events."""
-        asyncio.get_running_loop().remove_reader(self._monitor.fileno())
+        for monitor in (self._udev, self._kernel):
+            asyncio.get_running_loop().remove_reader(monitor.fileno())
 
     def enumerate(self) -> Iterator[Seen]:
         """Every device with a filesystem UUID that is here now."""
         for device in self._context.list_devices(subsystem="block"):
             seen = _seen(device)
-            if seen is not None and seen.device.uuid:
+            if seen is not None and seen.device.uuid and seen.device.diskseq not in self._gone:
                 yield seen
 
     def resolve(self, path: str) -> Seen:
@@ -93,30 +111,43 @@ class Watch:
             )
         return seen
 
-    def _read(self) -> None:
+    def _heard_udev(self, device: pyudev.Device) -> None:
+        if device.action == "remove":
+            self._left(str(device.device_node))
+            return
+        seen = _seen(device)
+        if seen is not None and seen.device.diskseq not in self._gone:
+            self._arrived(seen)
+
+    def _heard_kernel(self, device: pyudev.Device) -> None:
+        # A partition may go while its disk stays, and shows no number of its own.
+        if device.action != "remove" or device.device_type != "disk":
+            return
+        sequence = _property(device, "DISKSEQ")
+        if _SEQUENCE.fullmatch(sequence) and not _NOT_PLUGGED.match(device.sys_name):
+            self._gone.append(int(sequence))
+            self._pulled(int(sequence))
+
+    def _read(self, monitor: pyudev.Monitor, heard: Callable[[pyudev.Device], None]) -> None:
         while True:
             try:
-                device = self._monitor.poll(timeout=0)
+                device = monitor.poll(timeout=0)
             except OSError as exc:
                 # pyudev raises on POLLERR without a number and leaves the error in place.
-                number = exc.errno or self._socket_error()
+                number = exc.errno or _socket_error(monitor)
                 if number not in (0, errno.ENOBUFS):
                     raise OSError(number, os.strerror(number)) from exc
                 self._overflowed()
                 continue
             if device is None:
                 return
-            if device.action == "remove":
-                self._left(str(device.device_node))
-            else:
-                seen = _seen(device)
-                if seen is not None:
-                    self._arrived(seen)
+            heard(device)
 
-    def _socket_error(self) -> int:
-        """The error that waits on the monitor's socket, which reading it clears."""
-        with socket.socket(fileno=os.dup(self._monitor.fileno())) as sock:
-            return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+def _socket_error(monitor: pyudev.Monitor) -> int:
+    """The error that waits on the monitor's socket, which reading it clears."""
+    with socket.socket(fileno=os.dup(monitor.fileno())) as sock:
+        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
 
 def _seen(device: pyudev.Device) -> Seen | None:
