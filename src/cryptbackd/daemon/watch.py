@@ -123,6 +123,9 @@ class Watch:
         # A partition may go while its disk stays, and shows no number of its own.
         if device.action != "remove" or device.device_type != "disk":
             return
+        # It is still here if somebody wrote that to sysfs (Documentation/ABI/testing/sysfs-uevent).
+        if _property(device, "SYNTH_UUID"):
+            return
         sequence = _property(device, "DISKSEQ")
         if _SEQUENCE.fullmatch(sequence) and not _NOT_PLUGGED.match(device.sys_name):
             self._gone.append(int(sequence))
