@@ -26,6 +26,15 @@ SETTINGS = "[Sleep]\nAllowSuspend=yes\nSuspendState=freeze\n"
 LOGINDS_OWN = "[Login]\nInhibitDelayMaxSec=5\n"
 
 
+LOGIND = ["org.freedesktop.login1", "/org/freedesktop/login1", "org.freedesktop.login1.Manager"]
+
+
+def logind_waits(vm: Machine, seconds: int) -> None:
+    """Wait until logind lets whoever delays the sleep do so for that long."""
+    ask = " ".join(["busctl", "get-property", *LOGIND, "InhibitDelayMaxUSec"])
+    vm.run(f"until {ask} | grep -qx 't {seconds}000000'; do sleep 0.1; done", timeout=20)
+
+
 def sleeps(vm: Machine) -> None:
     """Have the machine go to sleep; it is back after five seconds by itself."""
     vm.push("/etc/systemd/sleep.conf.d/test.conf", SETTINGS)
@@ -43,6 +52,7 @@ def test_sleep_in_mid_run_locks_everything_first_and_goes_on_after(enrolled: Mac
     stick = enrolled.stick("main")
     syncing(enrolled, stick, at_least=MIB)
     assert "cryptbackd" in enrolled.run(["systemd-inhibit", "--list"]).out
+    logind_waits(enrolled, 30)
     sleeps(enrolled)
     first = ended(enrolled)
     assert first["CRYPTBACK_OUTCOME"] == "cancelled"
@@ -60,6 +70,7 @@ def test_what_was_not_locked_in_time_is_said_on_waking(enrolled: Machine) -> Non
     """A slow drive with much to write: the computer waits no longer than it is told to."""
     enrolled.push("/etc/systemd/logind.conf.d/test.conf", LOGINDS_OWN)
     enrolled.run(["systemctl", "kill", "--signal=HUP", "systemd-logind.service"])
+    logind_waits(enrolled, 5)
     random_files(enrolled, 20, 4)
     stick = enrolled.stick("main")
     hold(enrolled, stick, at_least=8 * MIB)
