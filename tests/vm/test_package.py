@@ -93,7 +93,6 @@ def test_service_has_watchdog_sweep_and_orderly_stop(vm: Machine) -> None:
     )
     assert shown.pop("StatusText") == "idle, 0 drives known"
     assert shown == wanted
-    vm.run(["systemd-analyze", "security", "--no-pager", "--threshold=40", "cryptbackd"])
 
 
 def test_call_on_the_bus_starts_only_an_enabled_service(vm: Machine) -> None:

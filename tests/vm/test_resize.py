@@ -234,7 +234,7 @@ BTRFS_CUTS = {
 }
 EXT4_CUTS = {
     "longer: volume": (GROW, CRYPTSETUP, " resize ", True),
-    "longer: filesystem": (GROW, RESIZE2FS, "cryptback-home", True),
+    "longer: locking": (GROW, UMOUNT, "cryptbackd/home/tree", True),
     "shorter: beginning": (SHRINK, DMSETUP, "--table .* snapshot ", False),
     "shorter: moving": (SHRINK, DMSETUP, "reload", False),
     "shorter: filesystem": (SHRINK, RESIZE2FS, "cryptback-home", False),

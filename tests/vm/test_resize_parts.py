@@ -12,7 +12,7 @@ from tests.machine.enroll import credential, init, make_files
 from tests.vm.failing import NO_HOLES_ON_FAT, Hold, kill, succeeds_next, tells
 from tests.vm.runs import news, now
 from tests.vm.test_parts import FILES, SHOWN, enrolled_in_parts, gives_files_back, on_drive
-from tests.vm.test_resize import CRYPTSETUP, DMSETUP, MIB, RESIZE2FS, no_note, resize
+from tests.vm.test_resize import CRYPTSETUP, DMSETUP, MIB, RESIZE2FS, UMOUNT, no_note, resize
 
 
 def files(*mebibytes: int) -> str:
@@ -41,7 +41,7 @@ CUTS = {
     "longer: resumed": (DMSETUP, "resume .*cryptback-home-parts", "110M", True),
     "shorter: merging": (DMSETUP, "status", "78M", True),
     "longer: volume": (CRYPTSETUP, " resize ", "110M", True),
-    "longer: filesystem": (RESIZE2FS, "cryptback-home", "112M", True),
+    "longer: locking": (UMOUNT, "cryptbackd/home/tree", "112M", True),
 }
 """Where the worker is killed, one after the other: a program that it starts, the new length, and
 whether that is then done (or undone)."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from .. import paths, secret
 from ..model import Outcome, Phase, RunResult
-from . import journal, status, sweep
+from . import journal, status, sweep, uevents
 from .history import History
 from .jobs import Job
 from .notify import ServiceManager
@@ -52,6 +52,7 @@ class _Daemon:
         self._service = service = Service(history, boot_id, self._drive_changed, self._finished)
         loop.add_signal_handler(signal.SIGHUP, service.reload)
         watch = Watch(
+            uevents.handed_in(),
             service.arrived,
             service.left,
             service.pulled,

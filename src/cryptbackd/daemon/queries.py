@@ -20,8 +20,7 @@ from ..errors import Refused
 from . import children
 from .tasks import Tasks
 
-_COMMAND = ["/usr/bin/nice", "-n", "19", "/usr/bin/python3", "-I", "-m", "cryptbackd.query"]
-"""Nobody's questions are to slow down a backup, or the daemon."""
+_COMMAND = ["/usr/bin/python3", "-I", "-m", "cryptbackd.query"]
 _MOST = 3
 """Questions of one user that may be answered at a time."""
 _MOST_IN_ALL = 8

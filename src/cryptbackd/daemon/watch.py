@@ -1,9 +1,9 @@
-"""Block devices that come and go, as udev tells.
+"""Block devices that come and go, as udev and the kernel tell.
 
-The monitor listens before the first enumeration, so that no event is lost between the two; it
-lives as long as the daemon.  Its events become arrivals (a device that shows a filesystem
-UUID) and removals (a node).  Loop devices, mappings and their like are never an arrival: they
-are our own doing, or nobody's plug.
+They are listened to before the first enumeration, so that no event is lost between the two, as
+long as the daemon lives.  Udev's events become arrivals (a device that shows a filesystem UUID)
+and removals (a node).  Loop devices, mappings and their like are never an arrival: they are our
+own doing, or nobody's plug.
 
 That a disk was pulled the kernel says itself, up to a second before udev is through with its
 rules; nothing that is unlocked waits for that.  What udev still says of the disk while it
@@ -13,13 +13,12 @@ catches up is no arrival.
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import re
 import socket
 import stat
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import attrs
 import pyudev
@@ -27,6 +26,7 @@ import pyudev
 from ..errors import Refused
 from ..model import Device
 from ..text import printable
+from .uevents import Lost, Properties, Uevents
 
 _NOT_PLUGGED = re.compile(r"(dm-|loop|md|nbd|ram|zram)\d")
 _SEQUENCE = re.compile(r"[0-9]{1,18}")
@@ -43,7 +43,7 @@ class Seen:
 
 
 class Watch:
-    """The udev monitor, and the kernel's.  Call :meth:`listen`, then :meth:`enumerate`.
+    """What is told by *events* (owned).  Call :meth:`listen`, then :meth:`enumerate`.
 
     *arrived* gets each device that comes or changes, *left* the node of one that udev removes,
     *pulled* the sequence number of a disk that the kernel removes.
@@ -51,14 +51,14 @@ class Watch:
 
     def __init__(
         self,
+        events: socket.socket,
         arrived: Callable[[Seen], None],
         left: Callable[[str], None],
         pulled: Callable[[int], None],
         overflowed: Callable[[], None],
     ) -> None:
         self._context = pyudev.Context()
-        self._udev = pyudev.Monitor.from_netlink(self._context, source="udev")
-        self._kernel = pyudev.Monitor.from_netlink(self._context, source="kernel")
+        self._events = Uevents(events)
         self._arrived = arrived
         self._left = left
         self._pulled = pulled
@@ -66,22 +66,23 @@ class Watch:
         self._gone: deque[int] = deque(maxlen=_PULLS_REMEMBERED)
 
     def listen(self) -> None:
-        """Take in events from now on."""
-        loop = asyncio.get_running_loop()
-        for monitor, heard in ((self._udev, self._heard_udev), (self._kernel, self._heard_kernel)):
-            monitor.filter_by("block")
-            monitor.start()
-            loop.add_reader(monitor.fileno(), self._read, monitor, heard)
+        """Take in events from now on.
+
+        Those of before would tell of what has changed since, as may have happened to a daemon
+        that was started anew.
+        """
+        self._events.forget()
+        asyncio.get_running_loop().add_reader(self._events.fileno(), self._read)
 
     def close(self) -> None:
         """Take in no more events."""
-        for monitor in (self._udev, self._kernel):
-            asyncio.get_running_loop().remove_reader(monitor.fileno())
+        asyncio.get_running_loop().remove_reader(self._events.fileno())
+        self._events.close()
 
     def enumerate(self) -> Iterator[Seen]:
         """Every device with a filesystem UUID that is here now."""
         for device in self._context.list_devices(subsystem="block"):
-            seen = _seen(device)
+            seen = _seen(device, device.properties)
             if seen is not None and seen.device.uuid and seen.device.diskseq not in self._gone:
                 yield seen
 
@@ -103,7 +104,7 @@ class Watch:
             device = pyudev.Devices.from_device_number(self._context, "block", status.st_rdev)
         except pyudev.DeviceNotFoundError as exc:
             raise Refused(f"{shown} is not known to udev.") from exc
-        seen = _seen(device)
+        seen = _seen(device, device.properties)
         if seen is None:
             raise Refused(
                 f"{shown} is not a drive that can be plugged in.",
@@ -111,49 +112,47 @@ class Watch:
             )
         return seen
 
-    def _heard_udev(self, device: pyudev.Device) -> None:
-        if device.action == "remove":
-            self._left(str(device.device_node))
+    def _read(self) -> None:
+        while True:
+            try:
+                event = self._events.next()
+            except Lost:
+                self._overflowed()
+                continue
+            if event is None:
+                return
+            if event.by_kernel:
+                self._heard_kernel(event.properties)
+            else:
+                self._heard_udev(event.properties)
+
+    def _heard_udev(self, properties: Properties) -> None:
+        if properties.get("ACTION") == "remove":
+            self._left(properties.get("DEVNAME", ""))
             return
-        seen = _seen(device)
+        try:
+            path = f"/sys{properties['DEVPATH']}"
+            device = pyudev.Devices.from_sys_path(self._context, path)
+        except (pyudev.DeviceNotFoundError, KeyError, ValueError):
+            return  # it left again
+        seen = _seen(device, properties)
         if seen is not None and seen.device.diskseq not in self._gone:
             self._arrived(seen)
 
-    def _heard_kernel(self, device: pyudev.Device) -> None:
+    def _heard_kernel(self, properties: Properties) -> None:
         # A partition may go while its disk stays, and shows no number of its own.
-        if device.action != "remove" or device.device_type != "disk":
+        if properties.get("ACTION") != "remove" or properties.get("DEVTYPE") != "disk":
             return
         # It is still here if somebody wrote that to sysfs (Documentation/ABI/testing/sysfs-uevent).
-        if _property(device, "SYNTH_UUID"):
+        if "SYNTH_UUID" in properties or _NOT_PLUGGED.match(properties.get("DEVNAME", "")):
             return
-        sequence = _property(device, "DISKSEQ")
-        if _SEQUENCE.fullmatch(sequence) and not _NOT_PLUGGED.match(device.sys_name):
+        sequence = properties.get("DISKSEQ", "")
+        if _SEQUENCE.fullmatch(sequence):
             self._gone.append(int(sequence))
             self._pulled(int(sequence))
 
-    def _read(self, monitor: pyudev.Monitor, heard: Callable[[pyudev.Device], None]) -> None:
-        while True:
-            try:
-                device = monitor.poll(timeout=0)
-            except OSError as exc:
-                # pyudev raises on POLLERR without a number and leaves the error in place.
-                number = exc.errno or _socket_error(monitor)
-                if number not in (0, errno.ENOBUFS):
-                    raise OSError(number, os.strerror(number)) from exc
-                self._overflowed()
-                continue
-            if device is None:
-                return
-            heard(device)
 
-
-def _socket_error(monitor: pyudev.Monitor) -> int:
-    """The error that waits on the monitor's socket, which reading it clears."""
-    with socket.socket(fileno=os.dup(monitor.fileno())) as sock:
-        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-
-
-def _seen(device: pyudev.Device) -> Seen | None:
+def _seen(device: pyudev.Device, properties: Mapping[str, str]) -> Seen | None:
     """What udev's *device* is to us; None for what is never plugged in, or gone already."""
     if device.device_node is None or _NOT_PLUGGED.match(device.sys_name):
         return None
@@ -162,11 +161,11 @@ def _seen(device: pyudev.Device) -> Seen | None:
         disk = device.find_parent("block", "disk")
     if disk is None or disk.device_node is None:
         return None
-    sequence = _property(device, "DISKSEQ") or _property(disk, "DISKSEQ")
+    sequence = _text(properties, "DISKSEQ") or _text(disk.properties, "DISKSEQ")
     if _SEQUENCE.fullmatch(sequence) is None:
         return None
     number = device.device_number
-    words = [_property(device, key).replace("_", " ").strip() for key in ("ID_VENDOR", "ID_MODEL")]
+    words = [_text(properties, key).replace("_", " ").strip() for key in ("ID_VENDOR", "ID_MODEL")]
     return Seen(
         Device(
             node=str(device.device_node),
@@ -174,16 +173,18 @@ def _seen(device: pyudev.Device) -> Seen | None:
             minor=os.minor(number),
             disk=str(disk.device_node),
             diskseq=int(sequence),
-            uuid=_property(device, "ID_FS_UUID"),
-            fstype=_property(device, "ID_FS_TYPE"),
+            uuid=_text(properties, "ID_FS_UUID"),
+            fstype=_text(properties, "ID_FS_TYPE"),
         ),
         printable(" ".join(word for word in words if word), 60),
     )
 
 
-def _property(device: pyudev.Device, key: str) -> str:
-    """What udev says of *device*; empty where it says nothing, or nothing that is text."""
+def _text(properties: Mapping[str, str], key: str) -> str:
+    """What udev says under *key*; empty where it says nothing, or nothing that is text."""
     try:
-        return str(device.properties.get(key, ""))
-    except UnicodeDecodeError:
+        value = str(properties.get(key, ""))
+        value.encode()
+    except UnicodeError:
         return ""
+    return value

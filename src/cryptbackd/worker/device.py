@@ -19,7 +19,7 @@ from ..errors import DriveAbsent, DriveFailed, Refused
 from ..model import Device
 from ..run import run
 from ..text import printable
-from .gone import watch
+from .gone import until
 from .mountinfo import mount_points
 
 BLKID = "/usr/sbin/blkid"
@@ -127,8 +127,7 @@ def prove_free(disk: str) -> None:
     """
     for node in nodes_of_disk(disk):
         try:
-            with watch() as kernel_events:
-                free = kernel_events.until(partial(_is_free, node), _LETTING_GO)
+            free = until(partial(_is_free, node), _LETTING_GO)
         except OSError as exc:
             raise DriveFailed(f"{node} can't be opened any more: {exc.strerror}.") from exc
         if not free:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 
+from .. import kernel
 from ..errors import DriveFailed, Refused, ToolFailed
 from ..run import run
 from ..text import size
@@ -18,6 +19,7 @@ from .layers.inner import SMALLEST
 from .layers.luks import Volume
 from .layers.mounted import Mounted
 from .layers.redo import Overlay
+from .lengthen import lengthen
 from .superblock import read
 from .whitelist import Header
 
@@ -66,18 +68,25 @@ def used(tree: Mounted) -> int:
 
 def grow(tree: Mounted, volume: Volume) -> None:
     """Make the mounted filesystem as long as its volume, durably; raises DriveFailed."""
-    argv = {
-        "btrfs": [BTRFS, "filesystem", "resize", "max", str(tree.path)],
-        "ext4": [RESIZE2FS, volume.node],
-        "xfs": [XFS_GROWFS, "-d", str(tree.path)],
-    }[tree.fstype]
     try:
-        run(argv, deadline=_PATIENCE)
-    except ToolFailed as exc:
-        raise DriveFailed(
-            f"The {tree.fstype} filesystem can't be made longer: {exc.sentence}"
-        ) from exc
+        if tree.fstype == "ext4":
+            lengthen(tree.fd, _blocks(tree, volume))
+        elif tree.fstype == "xfs":
+            run([XFS_GROWFS, "-d", str(tree.path)], deadline=_PATIENCE)
+        else:
+            run([BTRFS, "filesystem", "resize", "max", str(tree.path)], deadline=_PATIENCE)
+    except (ToolFailed, OSError) as exc:
+        why = exc.sentence if isinstance(exc, ToolFailed) else f"{exc.strerror}."
+        raise DriveFailed(f"The {tree.fstype} filesystem can't be made longer: {why}") from exc
     tree.sync()
+
+
+def _blocks(tree: Mounted, volume: Volume) -> int:
+    """How many blocks of the mounted ext4 its volume has, in whole pages as resize2fs(8) does."""
+    with open(volume.node, "rb") as opened:
+        length = kernel.device_size(opened.fileno())
+    page = os.sysconf("SC_PAGE_SIZE")
+    return length // page * page // os.fstatvfs(tree.fd).f_frsize
 
 
 def shrink_btrfs(tree: Mounted, length: int, control: Control) -> None:

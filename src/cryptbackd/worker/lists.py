@@ -23,7 +23,7 @@ from ..trusted import open_as_root
 from . import rights
 from .control import Control, escaped
 from .rights import Rights
-from .sources import Plan, Source, is_inside
+from .sources import Plan, Source, is_inside, unveil
 
 _LARGEST = 1 << 20
 """Bytes of a list that are read."""
@@ -79,6 +79,7 @@ def gather(
     that can't be read is warned about, and what it named the last time (*last_lists*) keeps
     its last state.  A path that lies in one that was named before it is left to that.
     """
+    unveil()
     wanted: dict[Rights | None, list[str]] = {None: list(entry.backup.include)}
     unread: list[str] = []
     lists: dict[str, list[str]] = {}

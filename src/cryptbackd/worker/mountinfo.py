@@ -13,10 +13,14 @@ _ESCAPED = re.compile(rb"\\([0-3][0-7]{2})")
 
 @attrs.frozen
 class Mount:
-    """One line of mountinfo.  ``devno`` is ``major:minor``; ``source`` is what was mounted."""
+    """One line of mountinfo.  ``devno`` is ``major:minor``; ``source`` is what was mounted.
+
+    ``root`` is what of the filesystem is to be seen at ``path``.
+    """
 
     number: str
     devno: str
+    root: str
     path: str
     fstype: str
     source: str
@@ -51,6 +55,7 @@ def parse(table: bytes) -> list[Mount]:
             Mount(
                 _text(fields[0]),
                 _text(fields[2]),
+                _text(fields[3]),
                 _text(fields[4]),
                 _text(rest[0]),
                 _text(rest[1]),

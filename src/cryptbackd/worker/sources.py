@@ -106,6 +106,22 @@ def plan(
     return Plan(tuple(read), tuple(kept), skipped, cross_filesystems)
 
 
+def unveil() -> None:
+    """Have /tmp and /var/tmp be the computer's in this mount namespace, read-only.
+
+    The service has private ones (PrivateTmp=), which are in the way of sources that lie there.
+    """
+    for place in ("/tmp", "/var/tmp"):  # noqa: S108 - nothing is made there
+        if "/systemd-private-" not in mount_of(place).root:
+            continue
+        kernel.detach(place)
+        found = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            kernel.bind_read_only(found, place, recursive=True)
+        finally:
+            os.close(found)
+
+
 def is_inside(path: str, other: str) -> bool:
     """Whether *path* is *other*, or lies in it."""
     return path == other or path.startswith(other.rstrip("/") + "/")

@@ -23,7 +23,7 @@ from .. import kernel, paths
 from ..errors import ToolFailed
 from ..paths import NAME
 from ..run import run
-from .gone import watch
+from .gone import until
 
 DMSETUP = "/usr/sbin/dmsetup"
 IPCRM = "/usr/bin/ipcrm"
@@ -102,12 +102,11 @@ def lock(mapping: str) -> bool:
     """
     if mapping not in _ours():
         return True
-    with watch() as kernel_events:
-        for how in (["--retry"], ["--deferred"]):
-            with suppress(ToolFailed):
-                run([DMSETUP, "remove", *how, "--noudevsync", mapping], deadline=20)
-                break
-        return kernel_events.until(lambda: mapping not in _ours(), PATIENCE)
+    for how in (["--retry"], ["--deferred"]):
+        with suppress(ToolFailed):
+            run([DMSETUP, "remove", *how, "--noudevsync", mapping], deadline=20)
+            break
+    return until(lambda: mapping not in _ours(), PATIENCE)
 
 
 @contextmanager

@@ -90,7 +90,7 @@ def check(raw: bytes) -> str:
     disk = case["disk"]
     above = None if disk is None else Shown("/dev/sda", "sda", "disk", Properties(disk))
     here = Shown(case["node"], case["name"], case["type"], Properties(case["here"]), above)
-    seen = watch._seen(cast(pyudev.Device, here))
+    seen = watch._seen(cast(pyudev.Device, here), here.properties)
     if seen is None:
         return "none"
     properties.harmless(seen.label)

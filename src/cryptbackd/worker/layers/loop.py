@@ -18,7 +18,7 @@ from pathlib import Path
 import attrs
 
 from ...errors import DriveFailed, ForgedDrive
-from ..gone import watch
+from ..gone import until
 
 _LOOP_CTL_GET_FREE = 0x4C82
 _LOOP_CONFIGURE = 0x4C0A
@@ -64,21 +64,20 @@ def loops(files: Sequence[int]) -> Iterator[list[Loop]]:
     Raises DriveFailed when one can't be had, or is still bound afterwards.
     """
     devices: list[Loop] = []
-    with watch() as kernel_events:
-        try:
-            for file in files:
-                devices.append(bind(file))  # noqa: PERF401 - those before a failure count
-            yield devices
-        finally:
-            for device in devices:
-                device.hand_over()
-            for device in devices:
-                backing = Path("/sys/class/block", Path(device.node).name, "loop/backing_file")
-                if not kernel_events.until(lambda: not backing.exists(), 10):  # noqa: B023
-                    raise DriveFailed(
-                        f"{device.node} is still bound to the container.",
-                        "Something else opened it; `lsof` may tell.",
-                    )
+    try:
+        for file in files:
+            devices.append(bind(file))  # noqa: PERF401 - those before a failure count
+        yield devices
+    finally:
+        for device in devices:
+            device.hand_over()
+        for device in devices:
+            backing = Path("/sys/class/block", Path(device.node).name, "loop/backing_file")
+            if not until(lambda: not backing.exists(), 10):  # noqa: B023
+                raise DriveFailed(
+                    f"{device.node} is still bound to the container.",
+                    "Something else opened it; `lsof` may tell.",
+                )
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from ...run import run
 from ...text import printable
 from .. import sweep
 from ..control import Control
-from ..gone import watch
+from ..gone import until
 from ..header import sealed
 from ..whitelist import Header
 
@@ -78,21 +78,20 @@ def luks(
         except BaseException:
             sweep.lock(mapping)
             raise
-    with watch() as kernel_events:
-        rdev = os.fstat(held).st_rdev
-        devno = f"{os.major(rdev)}:{os.minor(rdev)}"
-        uuid = Path("/sys/dev/block", devno, "dm/uuid")
-        ours = _uuid(header, mapping)
-        try:
-            _check(mapping, uuid, ours, header, backing)
-            yield Volume(f"/dev/mapper/{mapping}", devno, source)
-        finally:
-            os.close(held)
-            if not kernel_events.until(lambda: _read(uuid) != ours, 20):
-                raise DriveFailed(
-                    f"The volume {mapping} is still open.",
-                    "Something else uses it; `lsof /dev/mapper/" + mapping + "` may tell.",
-                )
+    rdev = os.fstat(held).st_rdev
+    devno = f"{os.major(rdev)}:{os.minor(rdev)}"
+    uuid = Path("/sys/dev/block", devno, "dm/uuid")
+    ours = _uuid(header, mapping)
+    try:
+        _check(mapping, uuid, ours, header, backing)
+        yield Volume(f"/dev/mapper/{mapping}", devno, source)
+    finally:
+        os.close(held)
+        if not until(lambda: _read(uuid) != ours, 20):
+            raise DriveFailed(
+                f"The volume {mapping} is still open.",
+                "Something else uses it; `lsof /dev/mapper/" + mapping + "` may tell.",
+            )
 
 
 def extend(volume: Volume, backing: str, name: str, header: Header) -> None:

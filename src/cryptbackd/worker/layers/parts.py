@@ -24,7 +24,7 @@ from ... import kernel, paths
 from ...errors import DriveFailed, ForgedDrive
 from ...run import run
 from .. import sweep
-from ..gone import watch
+from ..gone import until
 from .loop import Loop, bind, loops
 
 DMSETUP = "/usr/sbin/dmsetup"
@@ -129,34 +129,33 @@ def _linear(devices: list[Loop], name: str, *, read_only: bool) -> Iterator[_Lin
             "A run that died may have left it: `systemctl restart cryptbackd` removes it.",
         )
     table = _table(devices)
-    with watch() as kernel_events:
+    try:
+        # It is nobody's to look into: none of our tools waits for what udev makes of it.
+        words = [DMSETUP, "create", mapping, "--uuid", uuid, "--noudevsync"]
+        words += ["--readonly"] * read_only
+        run(words, stdin=_lines(table))
+        node = f"/dev/{_block_device(mapping, uuid)}"
+        joined = _Linear(node, mapping, os.open(node, os.O_RDONLY | os.O_CLOEXEC))
         try:
-            # It is nobody's to look into: none of our tools waits for what udev makes of it.
-            words = [DMSETUP, "create", mapping, "--uuid", uuid, "--noudevsync"]
-            words += ["--readonly"] * read_only
-            run(words, stdin=_lines(table))
-            node = f"/dev/{_block_device(mapping, uuid)}"
-            joined = _Linear(node, mapping, os.open(node, os.O_RDONLY | os.O_CLOEXEC))
-            try:
-                run([DMSETUP, "remove", "--deferred", "--noudevsync", mapping])
-                _check(mapping, table)
-            except BaseException:
-                joined.hand_over()
-                raise
+            run([DMSETUP, "remove", "--deferred", "--noudevsync", mapping])
+            _check(mapping, table)
         except BaseException:
-            sweep.lock(mapping)
-            raise
-        for device in devices:
-            device.hand_over()
-        try:
-            yield joined
-        finally:
             joined.hand_over()
-            if not kernel_events.until(lambda: not _block_device(mapping, uuid), 20):
-                raise DriveFailed(
-                    f"The mapping {mapping} of the container's files is still there.",
-                    f"Something else uses it; `lsof {node}` may tell.",
-                )
+            raise
+    except BaseException:
+        sweep.lock(mapping)
+        raise
+    for device in devices:
+        device.hand_over()
+    try:
+        yield joined
+    finally:
+        joined.hand_over()
+        if not until(lambda: not _block_device(mapping, uuid), 20):
+            raise DriveFailed(
+                f"The mapping {mapping} of the container's files is still there.",
+                f"Something else uses it; `lsof {node}` may tell.",
+            )
 
 
 def _block_device(mapping: str, uuid: str | None = None) -> str:

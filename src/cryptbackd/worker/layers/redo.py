@@ -25,7 +25,7 @@ from ...run import run
 from ...text import size
 from .. import sweep, unfinished
 from ..control import Control, Meter
-from ..gone import watch
+from ..gone import until
 from ..header import fsync_directory
 from .loop import Loop, loop
 from .luks import DMSETUP, dmsetup
@@ -177,15 +177,14 @@ def _mapped(name: str, target: str, origin: Backing, changes: Loop) -> Iterator[
             raise
     origin.hand_over()
     changes.hand_over()
-    with watch() as kernel_events:
-        rdev = os.fstat(held).st_rdev
-        shown = Path("/sys/dev/block", f"{os.major(rdev)}:{os.minor(rdev)}", "dm/uuid")
-        try:
-            yield mapping
-        finally:
-            os.close(held)
-            if not kernel_events.until(lambda: not _is(shown, uuid), 20):
-                raise DriveFailed(f"The mapping {mapping} is still there: something else uses it.")
+    rdev = os.fstat(held).st_rdev
+    shown = Path("/sys/dev/block", f"{os.major(rdev)}:{os.minor(rdev)}", "dm/uuid")
+    try:
+        yield mapping
+    finally:
+        os.close(held)
+        if not until(lambda: not _is(shown, uuid), 20):
+            raise DriveFailed(f"The mapping {mapping} is still there: something else uses it.")
 
 
 def _is(path: Path, text: str) -> bool:
