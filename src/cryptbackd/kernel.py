@@ -7,11 +7,13 @@ kernel's ``include/uapi`` headers and the man pages named at each function.
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import math
 import os
 import stat
 import struct
+from collections.abc import Iterable
 from typing import Any
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -23,6 +25,19 @@ _SYS_MOVE_MOUNT = 429
 _SYS_OPENAT2 = 437
 _SYS_MOUNT_SETATTR = 442
 
+_SYS_PIVOT_ROOT = {
+    ("x86_64", 8): 155,
+    ("x86_64", 4): 217,
+    ("i686", 4): 217,
+    ("aarch64", 8): 41,
+    ("aarch64", 4): 218,
+    ("armv7l", 4): 218,
+    ("ppc64le", 8): 203,
+    ("riscv64", 8): 41,
+    ("s390x", 8): 217,
+}
+"""By machine and bytes of a pointer: this one is older than the common numbers."""
+
 CLONE_NEWNS = 0x00020000
 CLONE_NEWPID = 0x20000000
 MS_RDONLY = 1
@@ -33,6 +48,12 @@ MS_REC = 0x4000
 MS_SLAVE = 1 << 19
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
+_PR_CAPBSET_READ = 23
+_PR_CAPBSET_DROP = 24
+_CAPABILITIES = struct.Struct("=6I")
+"""Two of ``struct __user_cap_data_struct``: effective, permitted, inheritable."""
+_CAPABILITY_HEADER = struct.pack("=Ii", 0x20080522, 0)
+"""Version 3, this thread."""
 
 RESOLVE_NO_XDEV = 0x01
 RESOLVE_NO_MAGICLINKS = 0x02
@@ -121,6 +142,35 @@ def forbid_dump() -> None:
     _check(_libc.prctl(ctypes.c_int(_PR_SET_DUMPABLE), ctypes.c_ulong(0), 0, 0, 0), "prctl")
 
 
+def bounding_set() -> set[int]:
+    """The numbers of the capabilities in the bounding set (PR_CAPBSET_READ, prctl(2))."""
+    found: set[int] = set()
+    for number in range(64):
+        has = _libc.prctl(ctypes.c_int(_PR_CAPBSET_READ), ctypes.c_ulong(number), 0, 0, 0)
+        if has < 0:  # the kernel knows no more
+            break
+        if has:
+            found.add(number)
+    return found
+
+
+def drop_from_bounding_set(number: int) -> None:
+    """Nothing that is started from here has the capability any more (PR_CAPBSET_DROP, prctl(2))."""
+    _check(_libc.prctl(ctypes.c_int(_PR_CAPBSET_DROP), ctypes.c_ulong(number), 0, 0, 0), "prctl")
+
+
+def limit_capabilities(numbers: Iterable[int]) -> None:
+    """Of the effective and permitted capabilities keep these, and inherit none (capset(2))."""
+    header = ctypes.create_string_buffer(_CAPABILITY_HEADER)
+    raw = ctypes.create_string_buffer(_CAPABILITIES.size)
+    _check(_libc.capget(header, raw), "capget")
+    wanted = sum(1 << number for number in numbers)
+    low, high = wanted & 0xFFFFFFFF, wanted >> 32
+    effective, permitted, _, effective_high, permitted_high, _ = _CAPABILITIES.unpack(raw.raw[:24])
+    limited = [effective & low, permitted & low, 0, effective_high & high, permitted_high & high, 0]
+    _check(_libc.capset(header, ctypes.c_char_p(_CAPABILITIES.pack(*limited))), "capset")
+
+
 def syncfs(fd: int) -> None:
     """Write the filesystem of *fd* out; raises the first write-back error since *fd* was
     opened (syncfs(2), Linux 5.8).
@@ -149,7 +199,23 @@ def bind_read_only(source: int, target: str, *, recursive: bool) -> None:
     takes along what is mounted below (open_tree(2), mount_setattr(2), move_mount(2);
     Linux 5.14).
     """
-    deep = _AT_RECURSIVE if recursive else 0
+    attributes = _MOUNT_ATTR_RDONLY | _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV | _MOUNT_ATTR_NOEXEC
+    attributes |= _MOUNT_ATTR_NOSYMFOLLOW
+    _bind(source, target, attributes, _AT_RECURSIVE if recursive else 0)
+
+
+def bind(source: int, target: str) -> None:
+    """Show the directory *source* (a descriptor) at *target*, as it is, nosuid and nodev."""
+    _bind(source, target, _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV, 0)
+
+
+def bind_programs(source: int, target: str) -> None:
+    """Show the directory *source* (a descriptor) at *target*: read, and execute what is in it."""
+    attributes = _MOUNT_ATTR_RDONLY | _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV
+    _bind(source, target, attributes, _AT_RECURSIVE)
+
+
+def _bind(source: int, target: str, attributes: int, deep: int) -> None:
     tree = _syscall(
         _SYS_OPEN_TREE,
         ctypes.c_int(source),
@@ -158,13 +224,6 @@ def bind_read_only(source: int, target: str, *, recursive: bool) -> None:
         what="open_tree",
     )
     try:
-        attributes = (
-            _MOUNT_ATTR_RDONLY
-            | _MOUNT_ATTR_NOSUID
-            | _MOUNT_ATTR_NODEV
-            | _MOUNT_ATTR_NOEXEC
-            | _MOUNT_ATTR_NOSYMFOLLOW
-        )
         attr = struct.pack("=QQQQ", attributes, 0, _MS_PRIVATE, 0)
         _syscall(
             _SYS_MOUNT_SETATTR,
@@ -178,6 +237,38 @@ def bind_read_only(source: int, target: str, *, recursive: bool) -> None:
         _attach(tree, target)
     finally:
         os.close(tree)
+
+
+def make_read_only(directory: str) -> None:
+    """Nothing can be written any more to what is mounted at *directory*, by way of this mount."""
+    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        attr = struct.pack("=QQQQ", _MOUNT_ATTR_RDONLY, 0, 0, 0)
+        _syscall(
+            _SYS_MOUNT_SETATTR,
+            ctypes.c_int(fd),
+            ctypes.c_char_p(b""),
+            ctypes.c_uint(_AT_EMPTY_PATH),
+            ctypes.c_char_p(attr),
+            ctypes.c_size_t(len(attr)),
+            what="mount_setattr",
+        )
+    finally:
+        os.close(fd)
+
+
+def make_root(directory: str) -> None:
+    """Have the mount at *directory* be the root, and nothing of the old one be reached any more.
+
+    In a mount namespace of our own (pivot_root(2), "pivot_root(".", ".")").
+    """
+    number = _SYS_PIVOT_ROOT.get((os.uname().machine, struct.calcsize("P")))
+    if number is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), "pivot_root")
+    os.chdir(directory)
+    _syscall(number, ctypes.c_char_p(b"."), ctypes.c_char_p(b"."), what="pivot_root")
+    detach(".")
+    os.chdir("/")
 
 
 def device_number(fd: int) -> tuple[int, int] | None:

@@ -67,12 +67,14 @@ def spawn(
     stderr: int | None = subprocess.PIPE,
     pass_fds: Sequence[int] = (),
     environment: Mapping[str, str] | None = None,
+    confine: Callable[[], None] | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start ``argv[0]`` (an absolute path) and return at once.
 
     *environment* is another one than the fixed one, for what belongs to a user's session.
+    *confine* is called in the new process before the program is; there may be no thread then.
 
-    Raises ToolFailed when the program is not installed.
+    Raises ToolFailed when the program is not installed, or could not be confined.
     """
     if not argv[0].startswith("/"):
         raise ValueError(f"not an absolute path: {argv[0]}")
@@ -85,7 +87,10 @@ def spawn(
             env=dict(ENVIRONMENT if environment is None else environment),
             cwd="/",
             pass_fds=pass_fds,
+            preexec_fn=confine,  # noqa: PLW1509
         )
+    except subprocess.SubprocessError as exc:
+        raise ToolFailed(f"{argv[0]} could not be confined, and was not started.") from exc
     except FileNotFoundError as exc:
         raise ToolFailed(
             f"The program {argv[0]} is not installed.",
@@ -212,8 +217,12 @@ def child(
     stdout: int = subprocess.PIPE,
     pass_fds: Sequence[int] = (),
     environment: Mapping[str, str] | None = None,
+    confine: Callable[[], None] | None = None,
 ) -> Iterator[Child]:
-    """A program that runs while the block does; still running at its end, it is killed."""
+    """A program that runs while the block does; still running at its end, it is killed.
+
+    *environment* and *confine* are as for :func:`spawn`.
+    """
     feed = stdin if isinstance(stdin, bytes) else b""
     process = spawn(
         argv,
@@ -221,6 +230,7 @@ def child(
         stdout=stdout,
         pass_fds=pass_fds,
         environment=environment,
+        confine=confine,
     )
     try:
         yield Child(process, feed)

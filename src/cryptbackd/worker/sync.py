@@ -1,10 +1,10 @@
 """The copy: rsync as two processes.
 
-The *writer* is an rsync that pulls into the container.  It starts the *reader*, the sending
-side, through bubblewrap: a process without capabilities but to read everything, that sees
-the staged sources read-only at ``/source`` and else only ``/usr``.  Both end before
-:func:`sync` does; nothing of theirs stays but temporary files in one directory, which the
-next run wipes.
+The *writer* is an rsync that pulls into the container, and sees nothing else (``worker.writer``).
+The *reader*, the sending side, is started through bubblewrap when the writer asks for it: a
+process without capabilities but to read everything, that sees the staged sources read-only at
+``/source`` and else only ``/usr``.  Both end before :func:`sync` does; nothing of theirs stays but
+temporary files in one directory, which the next run wipes.
 
 Which options, exit codes and messages are relied on: rsync(1).
 """
@@ -16,8 +16,9 @@ import os
 import re
 import shutil
 import signal
+import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +34,7 @@ from .control import Control, Meter, escaped
 from .rights import Rights
 from .rsync_words import Complaint
 from .sources import is_inside
+from .writer import confine, readers, shell
 
 RSYNC = "/usr/bin/rsync"
 BWRAP = "/usr/bin/bwrap"
@@ -51,13 +53,17 @@ _PATIENCE = 3.0
 _LAST_WORDS = 0.1
 """Seconds that more is waited for of what an ended rsync had said: most is in the pipe by then."""
 
-_ATTRIBUTES = ("--filter=-xsr trusted.*", "--filter=-xsr system.*")
+_ATTRIBUTES = ("trusted.*", "system.*", "security.ima", "security.evm")
 """Extended attributes that are none of ours, on both sides.
 
-The reader can't see ``trusted.*``.  On the writer's side XFS shows ACLs there a second time,
+The reader can't see ``trusted.*``, and the writer can't set the two of ``security.*``: they are
+another kernel's to make.  On the writer's side XFS shows ACLs there a second time,
 and rsync would remove them as no part of the source: the ACLs would go.  ``system.*`` is what
 rsync leaves out by itself only while there is no such filter.
 """
+
+_LABEL = "security.selinux"
+"""Only where SELinux is at work can the writer set it; elsewhere it is what one was once."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 _BROKEN = (errno.EIO, errno.EROFS, errno.ENODEV, errno.ENXIO, errno.EUCLEAN, errno.ENOMEDIUM)
@@ -156,8 +162,10 @@ def _boundaries(job: Job) -> list[str]:
     return filters
 
 
-def _arguments(job: Job, *, dry: bool, args_fd: int) -> list[str]:
-    filters = [*_ATTRIBUTES, f"--filter=P /{TEMPORARY}", *_boundaries(job)]
+def _arguments(job: Job, *, dry: bool, door: int) -> list[str]:
+    left_out = _ATTRIBUTES if os.path.exists("/sys/fs/selinux/enforce") else (*_ATTRIBUTES, _LABEL)
+    filters = [f"--filter=-xsr {attribute}" for attribute in left_out]
+    filters += [f"--filter=P /{TEMPORARY}", *_boundaries(job)]
     filters += [f"--filter=- {pattern}" for pattern in job.exclude]
     argv = [RSYNC, "--archive", "--hard-links", "--acls", "--xattrs", *filters]
     argv += ["--numeric-ids", "--secluded-args", "--modify-window=-1"]
@@ -180,23 +188,22 @@ def _arguments(job: Job, *, dry: bool, args_fd: int) -> list[str]:
     else:
         # %C makes rsync log a file when it has all of it, just before it gets its name.
         argv += ["--info=progress2", "--stats", f"--out-format={_ITEM}%i %C %n"]
-    confined = f"{BWRAP} --args {args_fd}"
+    # Who starts the reader needs no host.
+    argv += [f"--rsh={shell(door)}", f"--rsync-path={RSYNC}"]
+    return [*argv, f"reader:{SOURCE}/", f"{job.target}/"]
+
+
+def _reader(job: Job, args_fd: int) -> list[str]:
+    """What rsync's words for a reader are put to; *args_fd* is of :func:`reader_arguments`."""
+    confined = [BWRAP, "--args", str(args_fd)]
     if job.rights is None:
-        # The "host" is what bubblewrap is to run in the end: env(1), which runs rsync.
-        argv += [f"--rsh={confined}", f"--rsync-path={RSYNC}"]
-        host = "env"
-    else:
-        # setpriv(1) runs rsync itself: a program between them that the user can read could be
-        # traced by the user.  The "host" is the value of its last option.
-        user = job.rights
-        groups = ",".join(str(group) for group in user.groups)
-        argv += [
-            f"--rsh={confined} {SETPRIV} --inh-caps=-all --reuid={user.uid} --groups={groups}"
-            " --regid",
-            f"--rsync-path={_unreadable_name(RSYNC)}",
-        ]
-        host = str(user.gid)
-    return [*argv, f"{host}:{SOURCE}/", f"{job.target}/"]
+        return [*confined, RSYNC]
+    # setpriv(1) runs rsync itself: a program between them that the user can read could be
+    # traced by the user.
+    user = job.rights
+    groups = ",".join(str(group) for group in user.groups)
+    confined += [SETPRIV, "--inh-caps=-all", f"--reuid={user.uid}", f"--groups={groups}"]
+    return [*confined, f"--regid={user.gid}", _unreadable_name(RSYNC)]
 
 
 @contextmanager
@@ -343,20 +350,33 @@ class _Rsync:
 
     def _run(self) -> None:
         try:
-            with reader_arguments(self._job.stage, self._job.rights) as args_fd:
-                argv = _arguments(self._job, dry=self._dry, args_fd=args_fd)
-                with child(argv, stdin=_listed(self._job), pass_fds=[args_fd]) as rsync:
-                    status = self._follow(rsync)
+            status = self._copying()
         except Cancelled:
             self._check_last()
             raise
-        finally:
-            end_everything_else()
         if self._fatal is None:
             self._check_unchanged()
         else:
             self._check_last()
         self._judge(status)
+
+    def _copying(self) -> int:
+        """Run both sides of rsync, until it has ended or is to be ended; its exit status."""
+        job = self._job
+        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with near, reader_arguments(job.stage, job.rights) as args_fd, ExitStack() as stack:
+            with far:
+                argv = _arguments(job, dry=self._dry, door=far.fileno())
+                alone = confine(job.target.parent, job.stage.parent / "writer")
+                stack.callback(end_everything_else)
+                writer = child(argv, stdin=_listed(job), pass_fds=[far.fileno()], confine=alone)
+                rsync = stack.enter_context(writer)
+            with readers(near, _reader(job, args_fd), [args_fd]) as shut:
+                try:
+                    return self._follow(rsync)
+                finally:
+                    shut()
+                    end_everything_else()
 
     def _follow(self, rsync: Child) -> int:
         """Read what rsync says until it ends, or is to be ended; its exit status."""

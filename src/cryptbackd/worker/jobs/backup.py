@@ -21,7 +21,7 @@ from ...errors import CryptbackError, DriveFailed, DriveFull, Refused
 from ...model import Device, LedgerEntry, Outcome, Phase, RunResult
 from ...text import size
 from .. import header as headers
-from .. import unsummed, workspace
+from .. import shed, unsummed, workspace
 from ..control import Control
 from ..device import is_write_protected, opened, power_off, want_writable
 from ..layers.inner import inner
@@ -124,6 +124,9 @@ def unlocked(
         with inner(found.volume, place / "tree", read_only=look_only) as tree:
             if not look_only:
                 found.settle(tree)
+            # What is to be cut off may lie in anybody's directory.
+            if look_only and not (found.tail and found.tail.cut):
+                shed.keep(shed.LOOKS)
             yield attrs.evolve(tree, beneath=tuple(found.files))
 
 
@@ -256,7 +259,7 @@ def back_up(
                 chosen.compare_in_full("the container was full", control)
         keeper.keep(kept.version.path)
         taken.made(kept.version)
-    control.say(f"version {kept.version.path.name} made.", "version_made")
+    _is_made(kept, control)
     ahead.note(name, kept.version, tree.fstype, control)
     if accept or not verdict:
         removal.by_rules(keeper, tree, entry.keep, control)
@@ -270,6 +273,11 @@ def back_up(
         control=control,
     )
     return kept
+
+
+def _is_made(kept: Kept, control: Control) -> None:
+    shed.keep(shed.TIDIES)
+    control.say(f"version {kept.version.path.name} made.", "version_made")
 
 
 def _staged(asked: Asked, group: Group, job: Job, last_tree: Path | None) -> Job:
