@@ -18,7 +18,7 @@ from tests.machine.wire import MachineLost, Wire, WireError
 BINARY = "qemu-system-x86_64"
 APPEND = (
     "root=/dev/vda rw console=ttyS0 quiet loglevel=4 usb_storage.delay_use=0 "
-    "systemd.show_status=0 mitigations=off audit=0 random.trust_cpu=1"
+    "systemd.show_status=0 mitigations=off random.trust_cpu=1"
 )
 ACCELERATORS = {
     "kvm": ["-accel", "kvm", "-cpu", "max"],
