@@ -57,7 +57,7 @@ def measure(
 ) -> None:
     """Each contender in each situation, in turn."""
     vm.run(["python3", "-c", MAKE, SOURCE, str(number)], timeout=600)
-    size = max(400, 200 + number // 40) * MIB
+    size = (800 + number // 40) * MIB  # borg wants half a gigabyte of it to be free
     ours = [
         each
         for each in contenders(vm, filesystem, size)
