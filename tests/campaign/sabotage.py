@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from tests.campaign.calls import calls
 from tests.campaign.case import Case, Hang
 from tests.machine import layers
 from tests.machine.guest import CommandTimeout
@@ -107,6 +108,8 @@ KINDS: dict[str, Callable[[Case], None]] = {
     "stub-killed": partial(killed, command=STUB),
     "service-killed": partial(killed, command=SERVICE),
     **{f"{name}-killed": partial(child_killed, name=name) for name in CHILDREN},
+    "call-fails": partial(calls, end="fails"),
+    "call-kills": partial(calls, end="kills"),
     "power-cut": power_cut,
     "power-cut-ext4": power_cut,
     "lying-bridge": lying_bridge,

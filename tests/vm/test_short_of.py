@@ -1,0 +1,115 @@
+"""What a run needs is not there: memory, room around the container, a clock that goes right."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.machine import Machine
+from tests.machine.stick import Fault
+from tests.vm.container import listing, opened
+from tests.vm.failing import first_is_whole, nothing_left, succeeds_next, tells
+from tests.vm.runs import MIB, PATIENCE, ended, go_on, hold, now, random_files
+
+CONTAINER = "/mnt/drive/backup.luks"
+LIMIT = ["systemctl", "set-property", "--runtime", "cryptbackd.service"]
+SPARSE = f"""
+set -e
+mkdir -p /mnt/drive
+mount "$1" /mnt/drive
+cp --sparse=always {CONTAINER} {CONTAINER}.new
+mv {CONTAINER}.new {CONTAINER}
+dd if=/dev/zero of=/mnt/drive/full bs=1M 2> /dev/null || true
+dd if=/dev/zero of=/mnt/drive/full.too bs=4k 2> /dev/null || true
+umount /mnt/drive
+udevadm settle
+"""
+
+
+def without_the_service(vm: Machine, script: str) -> None:
+    """Do something to the stick, which stays in, while the service is away."""
+    vm.run(["systemctl", "mask", "--runtime", "--now", "cryptbackd.service"])
+    stick = vm.stick("main")
+    if not stick.plugged:
+        stick.plug()
+    vm.run(["/bin/sh", "-c", script, "sh", stick.partition], timeout=PATIENCE)
+    stick.pull()
+    vm.run("systemctl unmask --runtime cryptbackd.service && systemctl start cryptbackd")
+
+
+def test_out_of_memory_everything_is_locked_and_the_next_run_succeeds(enrolled: Machine) -> None:
+    vm = enrolled
+    vm.expect_journal("oom-kill|Out of memory|OOM|[Kk]illed process|Failed with result|Failed to")
+    vm.expect_journal("^cryptbackd: home: failed: ")
+    files = listing(vm, "/home/me")
+    random_files(vm, 4, 8)
+    stick = vm.stick("main")
+    hold(vm, stick, at_least=MIB)
+    since = now(vm)
+    # What can be had is taken away (memory.max below what is in use kills; kernel.org, cgroup v2).
+    vm.run([*LIMIT, "MemoryMax=8M"], check=False)
+    vm.run(["pkill", "-CONT", "rsync"], check=False)
+    vm.wait_journal("oom-kill", since=since, timeout=PATIENCE)
+    vm.run([*LIMIT, "MemoryMax=infinity"])
+    end = ended(vm, since=since)
+    assert end["CRYPTBACK_OUTCOME"] in ("failed", "done", "warnings")
+    vm.run(
+        "until cryptback status home --json | grep -q '\"idle\"'; do sleep 0.5; done", timeout=90
+    )
+    nothing_left(vm)
+    succeeds_next(vm)
+    assert len(first_is_whole(vm, files)) >= 2
+
+
+def test_a_sparse_container_on_a_full_drive_is_told(enrolled: Machine) -> None:
+    vm = enrolled
+    vm.expect_journal("^cryptbackd: home: failed: ")
+    vm.expect_journal("^kernel: .*(loop0|dm-0|BTRFS|I/O error)")
+    files = listing(vm, "/home/me")
+    without_the_service(vm, SPARSE)
+    random_files(vm, 4, 8)
+    since = now(vm)
+    vm.stick("main").plug()
+    end = ended(vm, since=since)
+    nothing_left(vm)
+    assert end["CRYPTBACK_OUTCOME"] == "failed"
+    assert not vm.journal(since=since, MESSAGE="You may unplug home now.")
+    without_the_service(vm, "mount $1 /mnt/drive && rm /mnt/drive/full* && umount /mnt/drive")
+    succeeds_next(vm)
+    assert len(first_is_whole(vm, files)) >= 2
+
+
+@pytest.mark.parametrize("days", [-365, 365])
+def test_the_clock_jumps_in_mid_run(enrolled: Machine, days: int) -> None:
+    vm = enrolled
+    files = listing(vm, "/home/me")
+    random_files(vm, 2, 8)
+    since = now(vm)
+    hold(vm, vm.stick("main"), at_least=MIB)
+    vm.set_clock(vm.clock() + days * 86400)
+    go_on(vm)
+    end = ended(vm, since=since)
+    assert end["CRYPTBACK_OUTCOME"] == "done", end["MESSAGE"]
+    succeeds_next(vm)
+    with opened(vm) as container:
+        names = container.versions()
+        assert len(names) == 3
+        assert files in [container.listing(name) for name in names]
+
+
+def test_a_stick_that_turns_read_only_is_told(enrolled: Machine) -> None:
+    """EROFS of each write, as of a card whose controller has given up."""
+    vm = enrolled
+    vm.expect_journal("^cryptbackd: home: failed: ")
+    vm.expect_journal("^kernel: .*(I/O error|EXT4-fs|BTRFS|JBD2|loop0|dm-0|Buffer I/O|sda)")
+    files = listing(vm, "/home/me")
+    random_files(vm, 2, 8)
+    stick = vm.stick("main")
+    since = now(vm)
+    hold(vm, stick, at_least=MIB)
+    stick.fail(Fault("write", errno=30))
+    go_on(vm)
+    tells(vm, "read-only|Input/output error", since=since)
+    assert not vm.journal(since=since, MESSAGE="You may unplug home now.")
+    stick.pull()
+    succeeds_next(vm)
+    assert len(first_is_whole(vm, files)) >= 2

@@ -1,0 +1,64 @@
+"""More happens than can be followed: events by the thousand, a stick that is in and out."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.machine import Machine
+from tests.vm.container import listing
+from tests.vm.failing import KERNEL_MISSES_IT, first_is_whole, succeeds_next
+from tests.vm.runs import PATIENCE, begun, drive, ended, outcomes, settled
+
+# As `udevadm trigger` does it, without a process for each.
+EVENTS = """
+import sys, time
+path, number = sys.argv[1], int(sys.argv[2])
+began = time.monotonic()
+for turn in range(number):
+    with open(path, "w") as uevent:
+        uevent.write(("change", "add", "remove", "add")[turn % 4])
+print(time.monotonic() - began)
+"""
+
+
+def test_a_thousand_events_begin_one_run(enrolled: Machine) -> None:
+    """The last of them says that the stick is there, as it was all the time."""
+    vm = enrolled
+    stick = vm.stick("main")
+    stick.plug()
+    name = stick.partition.rsplit("/", 1)[1]
+    script = ["python3", "-c", EVENTS, f"/sys/class/block/{name}/uevent", "1000"]
+    assert float(vm.run(script).out) < 10
+    vm.run(["udevadm", "settle", "--timeout=120"], timeout=PATIENCE)
+    assert settled(vm)["state"] in ("idle", "running")
+    assert begun(vm) >= 1
+    vm.run(
+        "until cryptback status home --json | grep -q '\"idle\"'; do sleep 0.5; done", timeout=90
+    )
+    assert "done" in outcomes(vm)
+    assert drive(vm)["safe"]
+    count = begun(vm)
+    vm.run(["cryptback", "run", "home"], timeout=PATIENCE)
+    assert begun(vm) == count + 1
+
+
+@pytest.mark.parametrize("times", [10, 100])
+@pytest.mark.timeout(1200)
+def test_a_stick_that_is_in_and_out(enrolled: Machine, times: int) -> None:
+    """However short it was in, the next time it is backed up to."""
+    vm = enrolled
+    vm.expect_journal("^cryptbackd: home: failed: ")
+    vm.expect_journal(KERNEL_MISSES_IT)
+    vm.expect_journal("^kernel: usb .*")
+    vm.expect_journal("^systemd-udevd: .*")
+    files = listing(vm, "/home/me")
+    stick = vm.stick("main")
+    for turn in range(times):
+        stick.plug(wait=False)
+        vm.run(["sleep", f"{turn % 10 * 0.3:.1f}"])
+        stick.pull(wait=False)
+    vm.run(["udevadm", "settle"])
+    succeeds_next(vm)
+    assert len(first_is_whole(vm, files)) >= 2
+    if begun(vm) > 1:
+        assert ended(vm)["CRYPTBACK_OUTCOME"] in ("failed", "done", "cancelled")
