@@ -158,9 +158,6 @@ def clock(vm: Machine) -> float:
 
 
 def locked_in_time(vm: Machine, since: float) -> None:
-    """Five seconds after this time no mapping, loop device, mount or cookie was left.
-
-    The sweep, which begins only then, may take longer; it is gone when the end is told (`tells`).
-    """
-    took = oracle.check(vm, patience=30) - since
+    """Five seconds after this time no mapping, loop device, mount or cookie was left."""
+    took = oracle.check(vm) - since
     assert took < 5, f"it took {took:.1f} s"
