@@ -109,14 +109,17 @@ def flush(fd: int, node: str) -> None:
 
 
 def nodes_of_disk(disk: str) -> list[str]:
-    """The disk's node and those of its partitions."""
+    """The nodes of the disk's partitions, and its own.
+
+    Its own is the last: a partition in use claims it too, and knows by whom.
+    """
     name = Path(disk).name
     parts = sorted(
         entry.name
         for entry in Path("/sys/class/block", name).iterdir()
         if (entry / "partition").exists()
     )
-    return [disk, *(f"/dev/{part}" for part in parts)]
+    return [*(f"/dev/{part}" for part in parts), disk]
 
 
 def prove_free(disk: str) -> None:
