@@ -17,7 +17,7 @@ from ... import kernel, protocol, sizes
 from ...config import parse
 from ...errors import Cancelled, CryptbackError, DriveFull, Refused
 from ...model import Outcome, Phase, RunResult
-from ...sizes import Wanted
+from ...sizes import How, Wanted
 from ...text import printable, size
 from .. import extent, lengths, superblock, unfinished, workspace
 from .. import header as headers
@@ -105,12 +105,21 @@ def _container(job: _Job, wanted: Wanted) -> str:
     assert drive is not None
     current = tail.length
     status = os.fstatvfs(drive.filesystem.fd)
+    total = status.f_blocks * status.f_frsize
+    needed = lengths.needed(job.found.volume, job.fstype, job.header)
+    if wanted.how is How.MAX and current > total:
+        raise Refused(
+            f"The container claims {size(current)} on a drive of {size(total)}: somebody made its"
+            " file longer.",
+            f"`cryptback resize {job.found.name} {-(-needed // sizes.MIB)}M` makes it as long as"
+            " what is in it.",
+        )
     target = sizes.length(
         wanted,
         current=current,
         taken=extent.taken(tail.files),
         free=status.f_bavail * status.f_frsize,
-        total=status.f_blocks * status.f_frsize,
+        total=total,
         most=extent.most(tail.files),
     )
     if target < current:
@@ -121,7 +130,6 @@ def _container(job: _Job, wanted: Wanted) -> str:
         tail.cut = target
         return f"The container is shorter now: {size(target)}, {size(current)} before."
     lengths.want_tool(job.fstype)
-    needed = lengths.needed(job.found.volume, job.fstype, job.header)
     wanted_lengths: list[int] = []
     if target > current:
         lengths.want_length(job.fstype, target - job.header.size)

@@ -15,7 +15,7 @@ from ...run import run
 from ...text import printable, size
 from ..control import Control
 from ..device import cap_dirty_pages, probe
-from .luks import Volume
+from .luks import CUT_SHORT, Volume
 from .mounted import Mounted, mounted
 
 _SAFE = "nosuid,nodev,noexec,nosymfollow,noatime"
@@ -87,8 +87,7 @@ def _check_length(volume: Volume, found: dict[str, str]) -> None:
         raise ForgedDrive(
             f"The container was cut short: its filesystem takes {size(wanted)}, and {size(there)}"
             " of it are there.",
-            "What is missing can't be brought back from this drive. Look at the container by hand,"
-            " or remove it and enrol the drive anew.",
+            CUT_SHORT,
         )
 
 

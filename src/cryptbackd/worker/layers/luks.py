@@ -15,11 +15,11 @@ from pathlib import Path
 
 import attrs
 
-from ... import paths
+from ... import kernel, paths
 from ...errors import DriveFailed, ForgedDrive, ToolFailed, WrongPassphrase
 from ...luks2 import CIPHER
 from ...run import run
-from ...text import printable
+from ...text import printable, size
 from .. import sweep
 from ..control import Control
 from ..gone import until
@@ -33,6 +33,10 @@ KDF_DEADLINE = 600
 """Seconds; Argon2 with 1 GiB on a machine that swaps takes minutes."""
 WRONG_KEY = 2
 """cryptsetup(8), "Return codes": no permission (bad passphrase)."""
+CUT_SHORT = (
+    "What is missing can't be brought back from this drive. Look at the container by hand, or"
+    " remove it and enrol the drive anew."
+)
 
 
 @attrs.define
@@ -62,6 +66,7 @@ def luks(
     WrongPassphrase, ForgedDrive when the mapping is not what the header says, DriveFailed
     when it doesn't go away, and Cancelled.
     """
+    _check_length(backing, header)
     mapping = paths.mapping(name)
     if Path("/dev/mapper", mapping).exists():
         raise DriveFailed(
@@ -92,6 +97,18 @@ def luks(
                 f"The volume {mapping} is still open.",
                 "Something else uses it; `lsof /dev/mapper/" + mapping + "` may tell.",
             )
+
+
+def _check_length(backing: str, header: Header) -> None:
+    """Raise ForgedDrive where nothing of the volume can be there; no key is asked for then."""
+    with open(backing, "rb") as opened:
+        there = kernel.device_size(opened.fileno())
+    if there <= header.size:
+        raise ForgedDrive(
+            f"The container was cut short: {size(there)} of it are there, and what it holds begins"
+            f" after {size(header.size)}.",
+            CUT_SHORT,
+        )
 
 
 def extend(volume: Volume, backing: str, name: str, header: Header) -> None:
