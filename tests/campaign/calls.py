@@ -36,6 +36,7 @@ _CALL = re.compile(r"^(\d+) +(\w+)\(")
 
 def calls(case: Case, *, end: str) -> None:
     """The seed says which points."""
+    case.errors_injected = end == "fails"
     case.plug()
     case.until_clear()
     points = enumerate_points(case)

@@ -18,6 +18,7 @@ from tests.campaign.judge import Content, Judge
 from tests.machine import Machine, Stick, layers, oracle
 from tests.machine.guest import CommandTimeout
 from tests.machine.layers import Layer
+from tests.machine.machine import Entry
 from tests.vm.runs import ended, now
 
 SOURCES = ("/home/me", "/etc")
@@ -136,6 +137,8 @@ class Case:
         self.cursor = ""
         self.hit = 0.0
         """When the damage was done, by the machine's clock."""
+        self.errors_injected = False
+        """Whether system calls of the worker are made to fail."""
         self.made: list[str] = []
         """Versions of the interrupted run, if the journal said that it was done."""
         self._plugged = 0.0
@@ -223,8 +226,16 @@ class Case:
             if ends[0]["CRYPTBACK_OUTCOME"] in ("done", "warnings"):
                 lines = " ".join(entry["MESSAGE"] for entry in entries)
                 self.made = re.findall(r"version (\S+Z) made", lines)[:1]
-        elif any("backup begun" in entry["MESSAGE"] for entry in entries):
+        elif any(self._is_interrupted(entry) for entry in entries):
             self.verdict.faults.append("the journal does not say how the run ended")
+
+    def _is_interrupted(self, entry: Entry) -> bool:
+        """Whether a run began with this line that was going on when the damage was done.
+
+        A service that starts anew while the stick is in begins another one.
+        """
+        when = int(entry["__REALTIME_TIMESTAMP"]) / 1e6
+        return "backup begun" in entry["MESSAGE"] and when < self.hit
 
     def pull(self) -> None:
         """Pull the stick out: what it had only in its cache is gone."""
@@ -305,10 +316,19 @@ class Case:
                 self.verdict.false_clears.append(f"{newest} is not what {path} was")
 
     def complaints(self) -> None:
-        """Nothing in the journal is a fault of the program itself."""
+        """Nothing in the journal is a fault of the program itself.
+
+        An error that no layer of a worker expected leaves a traceback, and is expected to where
+        one is made to come from anywhere.
+        """
+        daemon = self.vm.run("systemctl show -P MainPID cryptbackd").out.strip()
         for entry in self.vm.journal():
-            if "Traceback (most recent call last)" in str(entry.get("MESSAGE")):
-                self.verdict.faults.append(str(entry["MESSAGE"]))
+            said = str(entry.get("MESSAGE"))
+            traceback = "Traceback (most recent call last)" in said
+            if self.errors_injected and entry.get("_PID") != daemon:
+                traceback = False
+            if traceback or "made a mistake" in said:
+                self.verdict.faults.append(said)
 
 
 def under(version: list[str], path: str) -> list[str]:
