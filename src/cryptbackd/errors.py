@@ -90,6 +90,9 @@ class DriveFull(CryptbackError):
 class DriveFailed(CryptbackError):
     """The drive, or a filesystem on it, gave an error: what was written can't be trusted."""
 
+    lost_writes = False
+    """Whether something was written that is not on the drive."""
+
 
 class Damaged(CryptbackError):
     """What was read back from the drive is not what was backed up."""

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import multiprocessing
 import queue
+import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -83,12 +84,22 @@ def campaign(cases: list[tuple[str, int]], jobs: int, results: Path) -> int:
         todo.put(None)
         each.start()
     bad = 0
+    words = [
+        "git",
+        "-C",
+        str(Path(__file__).parent),
+        "describe",
+        "--always",
+        "--dirty",
+        "--exclude=*",
+    ]
+    commit = subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
     results.parent.mkdir(exist_ok=True)
     for number in range(1, len(cases) + 1):
         verdict = _next(done, workers)
         bad += not verdict.good
         with results.open("a") as file:
-            print(json.dumps(dataclasses.asdict(verdict)), file=file)
+            print(json.dumps({**dataclasses.asdict(verdict), "commit": commit}), file=file)
         print(f"{number} of {len(cases)}: {shown(verdict)}", file=sys.stderr, flush=True)
     for each in workers:
         each.join()

@@ -1,7 +1,12 @@
-"""Makes docs/reliability.md of the campaign's results: `python -m tests.campaign.report FILE…`."""
+"""Makes docs/reliability.md: `python -m tests.campaign.report FILE…`.
+
+The files are a campaign's results, which are added to docs/reliability.csv: there each case stands
+that was ever judged on a program that is not another since, and the report is made of it.
+"""
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from collections import Counter
@@ -10,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 REPORT = Path(__file__).parents[2] / "docs" / "reliability.md"
+CASES = REPORT.with_suffix(".csv")
+COLUMNS = ("kind", "seed", "commit", "phase", "moment", "recovery", "again", "noticed", "bad")
 RESULTS = ("losses", "leaks", "false_clears", "hangs", "faults")
 
 HEAD = """
@@ -34,30 +41,59 @@ cryptbackd, opens the stick by hand. It shares no code with the program.
 
 
 def read(paths: Iterable[Path]) -> list[dict[str, Any]]:
-    """The results in these files; of a case that was run again, the last."""
+    """The cases that are known and those in the files; of one that was run again, the last."""
     found: dict[tuple[str, int], dict[str, Any]] = {}
+    if CASES.exists():
+        with CASES.open(newline="") as file:
+            for row in csv.DictReader(file):
+                case: dict[str, Any] = {**row, **json.loads(row["bad"] or "{}")}
+                case["seed"] = int(case["seed"])
+                case.update({name: float(case[name]) for name in ("moment", "recovery", "again")})
+                found[case["kind"], case["seed"]] = case
     for path in paths:
         for line in path.read_text().splitlines():
             result = json.loads(line)
+            bad = {name: result[name] for name in RESULTS if result[name]}
+            result["bad"] = json.dumps(bad) if bad else ""
+            result["noticed"] = "yes" if result["noticed"] else ""
             found[result["kind"], result["seed"]] = result
-    return list(found.values())
+    return [found[key] for key in sorted(found)]
+
+
+def keep(results: list[dict[str, Any]]) -> None:
+    """Write down all cases."""
+    with CASES.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(results)
 
 
 def table(results: list[dict[str, Any]]) -> list[str]:
     """A line for each kind, and one for all."""
     lines = [
-        "| damage | cases | losses | leaks | false all-clears | hangs | faults"
+        "| damage | cases | seeds | losses | leaks | false all-clears | hangs | faults"
         " | slowest recovery | slowest next run |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     kinds = dict.fromkeys(result["kind"] for result in results)
     for kind in (*sorted(kinds), None):
         group = [result for result in results if kind in (None, result["kind"])]
-        bad = [str(sum(bool(result[name]) for result in group)) for name in RESULTS]
+        bad = [str(sum(bool(result.get(name)) for result in group)) for name in RESULTS]
         times = [f"{max(result[name] for result in group):.1f} s" for name in ("recovery", "again")]
-        cells = [kind or "**all**", str(len(group)), *bad, *times]
+        cells = [kind or "**all**", str(len(group)), seeds(group) if kind else "", *bad, *times]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def seeds(group: list[dict[str, Any]]) -> str:
+    """The seeds of cases of one kind, as `0–19, 25`."""
+    runs: list[list[int]] = []
+    for seed in sorted(result["seed"] for result in group):
+        if runs and seed == runs[-1][1] + 1:
+            runs[-1][1] = seed
+        else:
+            runs.append([seed, seed])
+    return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in runs)
 
 
 def phases(results: list[dict[str, Any]]) -> list[str]:
@@ -75,7 +111,7 @@ def bad_cases(results: list[dict[str, Any]]) -> list[str]:
         f"- `{result['kind']}` {result['seed']}: {name.replace('_', ' ')}: {what}"
         for result in results
         for name in RESULTS
-        for what in result[name]
+        for what in result.get(name, ())
     ]
 
 
@@ -83,6 +119,7 @@ def main() -> None:
     """Write the report."""
     paths = [Path(word) for word in sys.argv[1:]]
     results = read(paths)
+    keep(results)
     lying = [result for result in results if result["kind"] == "lying-bridge"]
     noticed = sum(bool(result["noticed"]) for result in lying)
     lines = [

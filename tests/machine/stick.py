@@ -104,13 +104,15 @@ class Stick:
         sparse: bool = False,
         faults: tuple[Fault, ...] = (),
         bridge: Path | None = None,
+        strings: dict[str, Any] | None = None,
         wait: bool = True,
     ) -> str | None:
         """Plug it in, and wait until udev in the guest has seen to it. Returns the disk's device.
 
         `bps` limits its speed in bytes a second (0: as fast as it goes). `sparse`: zeros that are
         written take no room in the image. `bridge`: what it holds is served by an NBD server at
-        this socket, which is told of every flush, instead of coming from the image.
+        this socket, which is told of every flush, instead of coming from the image. `strings`: what
+        it says of itself (vendor and product, of 8 and 16 bytes); it must not be waited for then.
         """
         assert not self.plugged, f"stick {self.name} is plugged in already"
         call = self.vm.monitor.call
@@ -135,14 +137,21 @@ class Stick:
         call("blockdev-add", **self._faulty(faults), read_only=read_only)
         call("blockdev-add", **self._top(), read_only=read_only)
         self.plugged = True
-        device: dict[str, Any] = {
-            "id": self.name,
-            "serial": self.name,
+        plug: dict[str, Any] = {"id": self.name, "serial": self.name, "bus": "xhci.0"}
+        disk: dict[str, Any] = {
             "drive": self.name,
-            "bus": "xhci.0",
             "removable": True,
+            "rerror": "report",
+            "werror": "report",
         }
-        call("device_add", driver="usb-storage", rerror="report", werror="report", **device)
+        if strings:
+            call("device_add", driver="usb-bot", **plug)
+            call("device_add", driver="scsi-hd", bus=f"{self.name}.0", **disk, **strings)
+            call(
+                "qom-set", path=f"/machine/peripheral/{self.name}", property="attached", value=True
+            )
+        else:
+            call("device_add", driver="usb-storage", **plug, **disk)
         if wait:
             part = "-part1" if self._offset() else ""
             script = ["/bin/sh", "-c", WAIT_FOR_DISK, "sh", self.name, part]

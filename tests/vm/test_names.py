@@ -17,7 +17,8 @@ cd /home/me
 for name in "$1" '%s%n%d' "$(printf '\r\033[A<0>init: forged')" -rf '~' '$(reboot)' '`id`'; do
     : > "$name"
 done
-mkdir -p "$2" && cd "$2" && mkdir -p "$2" && cd "$2" && echo deep > "$2"
+for level in $(seq 15); do mkdir -p "$2" && cd "$2"; done
+echo deep > "$2"
 chown -R me: /home/me
 """
 
@@ -30,7 +31,7 @@ def clean(text: str) -> None:
 
 def test_what_a_stranger_named_reaches_no_terminal_and_no_journal(vm: Machine) -> None:
     make_files(vm)
-    vm.run(["/bin/sh", "-c", FILES, "sh", LABEL, LONG[:120]])
+    vm.run(["/bin/sh", "-c", FILES, "sh", LABEL, LONG[:125]])
     credential(vm, "home")
     stick = vm.stick("main", size=320 * MIB, fs="btrfs", partitioned=True, label=LABEL)
     stick.plug()
@@ -60,3 +61,21 @@ def test_what_a_stranger_named_reaches_no_terminal_and_no_journal(vm: Machine) -
         assert isinstance(entry["MESSAGE"], str)
         clean(entry["MESSAGE"])
     assert not vm.journal(since=since, MESSAGE="forged")
+
+
+def test_what_a_drive_says_of_itself_reaches_no_terminal_and_no_journal(enrolled: Machine) -> None:
+    """Its vendor, its model and its UUID are whatever its maker, or a stranger, wrote into it."""
+    vm = enrolled
+    since = now(vm)
+    strings = {"vendor": "\x1b[31m%s", "product": "\r\n<3>forged\x9b"}
+    vm.stick("main").plug(strings=strings, wait=False)
+    assert ended(vm, since=since)["CRYPTBACK_OUTCOME"] == "done"
+    begun = vm.wait_journal("backup begun", since=since, CRYPTBACK_DRIVE="home")["MESSAGE"]
+    assert "[31m%s" in begun
+    assert "forged" in begun
+    for entry in vm.journal(since=since, SYSLOG_IDENTIFIER="cryptbackd"):
+        clean(entry["MESSAGE"])
+    for words in (["cryptback", "status", "home"], ["systemctl", "status", "cryptbackd"]):
+        told = vm.run(words, check=False)
+        clean((told.out + told.err).replace("●", ""))
+    clean(on_terminal(vm, ["cryptback", "status", "home"]).out)

@@ -21,6 +21,7 @@ print(time.monotonic() - began)
 """
 
 
+@pytest.mark.timeout(1200)
 def test_a_thousand_events_begin_one_run(enrolled: Machine) -> None:
     """The last of them says that the stick is there, as it was all the time."""
     vm = enrolled
@@ -29,7 +30,7 @@ def test_a_thousand_events_begin_one_run(enrolled: Machine) -> None:
     name = stick.partition.rsplit("/", 1)[1]
     script = ["python3", "-c", EVENTS, f"/sys/class/block/{name}/uevent", "1000"]
     assert float(vm.run(script).out) < 10
-    vm.run(["udevadm", "settle", "--timeout=120"], timeout=PATIENCE)
+    vm.run(["udevadm", "settle", "--timeout=600"], timeout=600)
     assert settled(vm)["state"] in ("idle", "running")
     assert begun(vm) >= 1
     vm.run(
@@ -49,7 +50,7 @@ def test_a_stick_that_is_in_and_out(enrolled: Machine, times: int) -> None:
     vm = enrolled
     vm.expect_journal("^cryptbackd: home: failed: ")
     vm.expect_journal(KERNEL_MISSES_IT)
-    vm.expect_journal("^kernel: usb .*")
+    vm.expect_journal("^kernel: (usb|xhci_hcd) .*")
     vm.expect_journal("^systemd-udevd: .*")
     files = listing(vm, "/home/me")
     stick = vm.stick("main")

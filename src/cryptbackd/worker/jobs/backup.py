@@ -87,9 +87,9 @@ def proven_free(device: Device, control: Control, *, writes: bool = True) -> Ite
             if writes:
                 want_writable(device)
             yield fd
-        except Exception:
+        except Exception as failure:
             try:
-                release(device, fd, control)
+                release(device, fd, control, failure)
             except CryptbackError as exc:
                 control.warn(exc.sentence)
             raise

@@ -48,12 +48,12 @@ class Mounted:
         try:
             kernel.syncfs(self.fd)
         except OSError as exc:
-            raise DriveFailed(
+            raise _lost(
                 f"{self.what} could not write everything out: {exc.strerror}.",
                 "What was written in this run can't be trusted.",
             ) from exc
         if os.fstatvfs(self.fd).f_flag & os.ST_RDONLY:
-            raise DriveFailed(
+            raise _lost(
                 f"{self.what} turned read-only in the middle, as after an error.",
                 "Look at the kernel's messages (journalctl -k) and check the drive.",
             )
@@ -73,9 +73,13 @@ class Mounted:
         except OSError as exc:
             # Full is not broken: what stands there was still written.
             if exc.errno != errno.ENOSPC:
-                raise DriveFailed(
-                    f"{self.what} did not take a last small file: {exc.strerror}."
-                ) from exc
+                raise _lost(f"{self.what} did not take a last small file: {exc.strerror}.") from exc
+
+
+def _lost(sentence: str, hint: str = "") -> DriveFailed:
+    error = DriveFailed(sentence, hint)
+    error.lost_writes = True
+    return error
 
 
 @contextmanager
