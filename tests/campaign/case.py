@@ -219,15 +219,23 @@ class Case:
 
     def outcome(self) -> None:
         """Write down how the interrupted run ended, going by the journal."""
-        entries = self.vm.journal(since=self.cursor, CRYPTBACK_DRIVE="home")
-        ends = [entry for entry in entries if "CRYPTBACK_OUTCOME" in entry]
+        entries = self._told()
+        if any(map(self._is_interrupted, entries)) and not any(map(is_end, entries)):
+            # Who tells it may only just have begun to: all is locked before a service is back.
+            with suppress(CommandTimeout):
+                ended(self.vm, since=self.cursor, timeout=PATIENCE)
+            entries = self._told()
+        ends = list(filter(is_end, entries))
         if ends:
             self.verdict.told = f"{ends[0]['CRYPTBACK_OUTCOME']}: {ends[0]['MESSAGE']}"
             if ends[0]["CRYPTBACK_OUTCOME"] in ("done", "warnings"):
                 lines = " ".join(entry["MESSAGE"] for entry in entries)
                 self.made = re.findall(r"version (\S+Z) made", lines)[:1]
-        elif any(self._is_interrupted(entry) for entry in entries):
+        elif any(map(self._is_interrupted, entries)):
             self.verdict.faults.append("the journal does not say how the run ended")
+
+    def _told(self) -> list[Entry]:
+        return self.vm.journal(since=self.cursor, CRYPTBACK_DRIVE="home")
 
     def _is_interrupted(self, entry: Entry) -> bool:
         """Whether a run began with this line that was going on when the damage was done.
@@ -329,6 +337,11 @@ class Case:
                 traceback = False
             if traceback or "made a mistake" in said:
                 self.verdict.faults.append(said)
+
+
+def is_end(entry: Entry) -> bool:
+    """Whether this line tells how a run ended."""
+    return "CRYPTBACK_OUTCOME" in entry
 
 
 def under(version: list[str], path: str) -> list[str]:

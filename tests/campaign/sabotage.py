@@ -18,9 +18,10 @@ PHASES = (
 CHILDREN = ("rsync", "cryptsetup", "mount", "umount", "btrfs", "bwrap")
 """Programs that a run starts. `mkfs` is one of an enrolment."""
 
-WORKER = "kill -KILL $(pgrep -P $(pgrep -P $(systemctl show -P MainPID cryptbackd)))"
-STUB = "kill -KILL $(pgrep -P $(systemctl show -P MainPID cryptbackd))"
-SERVICE = "systemctl kill --signal=KILL --kill-whom=all cryptbackd"
+# Each says when it does it: finding out who is to be killed takes a moment.
+STUB = "pid=$(pgrep -P $(systemctl show -P MainPID cryptbackd)); date +%s.%N; kill -KILL $pid"
+WORKER = STUB.replace("; date", "; pid=$(pgrep -P $pid); date")
+SERVICE = "date +%s.%N; systemctl kill --signal=KILL --kill-whom=all cryptbackd"
 CHILD = """
 group=/sys/fs/cgroup/system.slice/cryptbackd.service/cgroup.procs
 while :; do
@@ -44,7 +45,8 @@ def pulled(case: Case, *, phase: str = "") -> None:
 def killed(case: Case, *, command: str, phase: str = "") -> None:
     """A process is killed, or several at once; then the stick is pulled and plugged in again."""
     interrupted(case, phase)
-    case.vm.run(command, check=False)  # there may be nobody (any more) to be killed
+    # There may be nobody (any more) to be killed.
+    case.hit = float(case.vm.run(command, check=False).out)
     case.all_locked()
     case.outcome()
     again(case)
