@@ -93,7 +93,7 @@ class Stage:
         self.directory = Path(tempfile.mkdtemp(prefix="campaign-", dir="/var/tmp"))
         self.judge = Judge()
         self.undisturbed = 0.0
-        """Seconds from a plug to the all-clear, when nothing happens."""
+        """Seconds from a plug to the all-clear, when nothing happens: the least seen."""
         self._before: dict[str, Content] = {}
 
     def before(self, layer: Layer) -> Content:
@@ -110,7 +110,6 @@ class Stage:
             case.succeed()
         if not verdict.good:
             raise RuntimeError(f"it fails before anything is done to it: {verdict}")
-        self.undisturbed = verdict.again
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -130,7 +129,7 @@ class Case:
         self.layer = layer
         self.before = stage.before(layer)
         self.dice = random.Random(f"{verdict.kind} {verdict.seed}")
-        self.moment = self.dice.uniform(0, 1.05 * stage.undisturbed)
+        self.moment = self.dice.uniform(0, 1.25 * stage.undisturbed)
         self.vm: Machine = layers.resume(self.layer)
         self.stick: Stick = self.vm.stick("main")
         self.bridge: Bridge | None = None
@@ -280,6 +279,7 @@ class Case:
         self.until_clear()
         self.pull()
         self.verdict.again = round(time.monotonic() - started, 2)
+        self.stage.undisturbed = min(self.stage.undisturbed or PATIENCE, self.verdict.again)
         self._all_there(wanted)
 
     def lost_by_a_lie(self) -> None:
