@@ -46,7 +46,10 @@ with open("/home/me/photos/one.jpg", "ab") as file:
 with contextlib.suppress(FileNotFoundError):
     os.unlink("/home/me/photos/two.jpg")
 """
-WATCH = "exec cryptback status home --watch --json > /run/news"
+# As `cryptback status --watch` would tell it, but sooner there.
+WATCH = (
+    "exec busctl --json=short --match=\"type='signal',member='DriveChanged'\" monitor > /run/news"
+)
 
 
 @dataclasses.dataclass
@@ -159,7 +162,9 @@ class Case:
     def watch(self) -> None:
         """Have the daemon's news written down in the machine."""
         self.vm.spawn(["/bin/sh", "-c", WATCH])
-        self.vm.run("until [ -s /run/news ]; do sleep 0.05; done")
+        # It is there when it hears what is said for it to hear.
+        emit = "busctl emit /campaign org.campaign DriveChanged s begun"
+        self.vm.run(f"until [ -s /run/news ]; do {emit}; done")
 
     def plug(self, *, cache: bool = False, lies: bool = False) -> None:
         """Plug the stick in, without waiting for anything; `cache`: by way of a bridge."""
@@ -180,9 +185,10 @@ class Case:
 
     def wait_phase(self, phase: str) -> None:
         """Wait until the run is in this phase, and then a moment more."""
-        script = f'until grep -q \'"phase": "{phase}"\' /run/news; do sleep 0.01; done'
+        told = f'"phase":{{"type":"s","data":"{phase}"}}'
+        script = f"grep -q '{told}' < <(exec tail -n +1 -f /run/news 2> /dev/null)"
         try:
-            self.vm.run(script, timeout=PATIENCE)
+            self.vm.run(["/bin/bash", "-c", script], timeout=PATIENCE)
         except CommandTimeout as error:
             raise Hang(f"the run did not come to {phase}") from error
         time.sleep(self.dice.choice([0, 0, self.dice.uniform(0, 0.5)]))
@@ -190,9 +196,9 @@ class Case:
     def note(self) -> None:
         """Write down where the run is: what follows is the damage."""
         last = self.vm.run(["tail", "-n", "1", "/run/news"]).out
-        with suppress(ValueError, KeyError):  # it may be half written
-            drive = json.loads(last)["drive"]
-            self.verdict.phase = drive["phase"] or drive["state"]
+        with suppress(ValueError, KeyError, IndexError):  # it may be half written
+            drive = json.loads(last)["payload"]["data"][1]
+            self.verdict.phase = drive["phase"]["data"] or drive["state"]["data"]
         self.verdict.moment = round(time.monotonic() - self._plugged, 2)
         self.strike()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pytest
 
 from tests.machine import Machine
+from tests.machine.enroll import CHEAP, PASSPHRASE, credential, init, make_files
 from tests.vm.container import listing
 from tests.vm.failing import (
     Held,
@@ -21,7 +22,7 @@ from tests.vm.failing import (
     succeeds_next,
     tells,
 )
-from tests.vm.runs import drive, ended, history, now
+from tests.vm.runs import MIB, drive, ended, history, now
 
 MOUNT, UMOUNT = "/usr/bin/mount", "/usr/bin/umount"
 CRYPTSETUP, RSYNC = "/usr/sbin/cryptsetup", "/usr/bin/rsync"
@@ -106,6 +107,27 @@ def test_tool_killed_ends_the_run_in_order(enrolled: Machine, phase: str, senten
     """The worker lives, so it undoes everything itself and even proves that it did."""
     dies(enrolled, held(enrolled, phase).pid, sentence)
     assert enrolled.journal(MESSAGE="You may unplug home now.")
+
+
+def test_mkfs_killed_leaves_nothing_and_is_begun_anew(vm: Machine) -> None:
+    vm.expect_journal("^cryptbackd: home: failed: ")
+    make_files(vm)
+    credential(vm, "home")
+    stick = vm.stick("main", size=320 * MIB, fs="ext4", partitioned=True)
+    stick.plug()
+    before = listing(vm, "/etc/cryptback")
+    hold = Hold(vm, "/usr/sbin/mkfs.btrfs")
+    words = ["cryptback", "init", stick.partition, "--name", "home", "--include", "/home/me"]
+    words += ["--passphrase-fd", "0", "--yes", "--size", "256M", *CHEAP]
+    running = vm.spawn(words, PASSPHRASE.encode())
+    kill(vm, hold.wait().pid)
+    told = running.wait(check=False, timeout=60)
+    assert told.code == 1
+    assert "The inner filesystem can't be made: it was killed by SIGKILL" in told.out + told.err
+    nothing_left(vm)
+    assert listing(vm, "/etc/cryptback") == before
+    init(vm, stick.partition, "home", "--size", "256M")
+    succeeds_next(vm)
 
 
 # The gap: the mapping stands, but nothing is armed yet.

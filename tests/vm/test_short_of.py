@@ -1,4 +1,4 @@
-"""What a run needs is not there: memory, room around the container, a clock that goes right."""
+"""What a run needs is not there, or taken: memory, room, a clock that goes right, loop devices."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ import pytest
 from tests.machine import Machine
 from tests.machine.stick import Fault
 from tests.vm.container import listing, opened
-from tests.vm.failing import first_is_whole, nothing_left, succeeds_next, tells
+from tests.vm.failing import (
+    KERNEL_MISSES_IT,
+    first_is_whole,
+    nothing_left,
+    succeeds_next,
+    tells,
+)
 from tests.vm.runs import MIB, PATIENCE, ended, go_on, hold, now, random_files
 
 CONTAINER = "/mnt/drive/backup.luks"
@@ -115,3 +121,59 @@ def test_a_stick_that_turns_read_only_is_told(enrolled: Machine) -> None:
     stick.pull()
     succeeds_next(vm)
     assert len(first_is_whole(vm, files)) >= 2
+
+
+def test_a_stick_that_becomes_smaller_is_told(enrolled: Machine) -> None:
+    """As one does whose controller has lost a part of its memory: the end is not there any more."""
+    vm = enrolled
+    vm.expect_journal(f"^cryptbackd: home: failed: |{KERNEL_MISSES_IT}")
+    vm.expect_journal("^kernel: .*(attempt to access beyond end|sda|loop0|dm-0|Buffer I/O)")
+    files = listing(vm, "/home/me")
+    random_files(vm, 8, 4)
+    stick = vm.stick("main")
+    since = now(vm)
+    hold(vm, stick, at_least=MIB)
+    length = stick.path.stat().st_size
+    kept = stick.path.read_bytes()
+    vm.monitor.call("block_resize", node_name="main", size=24 * MIB)
+    vm.run(f"echo 1 > /sys/block/{str(stick.device).rsplit('/', 1)[1]}/device/rescan")
+    go_on(vm)
+    tells(vm, "home: failed: ", since=since)
+    assert not vm.journal(since=since, MESSAGE="You may unplug home now.")
+    stick.pull()
+    with stick.path.open("r+b") as image:  # what had got there before is there again
+        image.truncate(length)
+        image.seek(24 * MIB)
+        image.write(kept[24 * MIB :])
+    succeeds_next(vm)
+    assert len(first_is_whole(vm, files)) >= 2
+
+
+TAKEN = """
+set -e
+mkdir -p /root/taken
+for number in $(seq 0 23); do
+    truncate -s 1M /root/taken/$number
+    losetup /dev/loop$number /root/taken/$number
+done
+"""
+
+
+def test_loop_devices_of_others_and_a_copy_of_all_mounts_are_in_nobodys_way(
+    enrolled: Machine,
+) -> None:
+    """Another service clones the mount namespace in mid-run, and lives on."""
+    vm = enrolled
+    vm.expect_leftovers("/root/taken/")
+    vm.run(TAKEN)
+    random_files(vm, 8, 4)
+    since = now(vm)
+    hold(vm, vm.stick("main"), at_least=MIB)
+    clone = ["systemd-run", "--quiet", "--unit=clone", "--property=PrivateMounts=yes"]
+    vm.run([*clone, "sleep", "infinity"])
+    go_on(vm)
+    assert ended(vm, since=since)["CRYPTBACK_OUTCOME"] == "done"
+    assert vm.journal(since=since, MESSAGE="You may unplug home now.")
+    nothing_left(vm)
+    succeeds_next(vm)
+    vm.run("systemctl stop clone && losetup -D && rm -r /root/taken")

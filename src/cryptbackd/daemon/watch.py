@@ -128,7 +128,8 @@ class Watch:
 
     def _heard_udev(self, properties: Properties) -> None:
         if properties.get("ACTION") == "remove":
-            self._left(properties.get("DEVNAME", ""))
+            if not _is_made_up(properties):
+                self._left(properties.get("DEVNAME", ""))
             return
         try:
             path = f"/sys{properties['DEVPATH']}"
@@ -143,13 +144,20 @@ class Watch:
         # A partition may go while its disk stays, and shows no number of its own.
         if properties.get("ACTION") != "remove" or properties.get("DEVTYPE") != "disk":
             return
-        # It is still here if somebody wrote that to sysfs (Documentation/ABI/testing/sysfs-uevent).
-        if "SYNTH_UUID" in properties or _NOT_PLUGGED.match(properties.get("DEVNAME", "")):
+        if _is_made_up(properties) or _NOT_PLUGGED.match(properties.get("DEVNAME", "")):
             return
         sequence = properties.get("DISKSEQ", "")
         if _SEQUENCE.fullmatch(sequence):
             self._gone.append(int(sequence))
             self._pulled(int(sequence))
+
+
+def _is_made_up(properties: Properties) -> bool:
+    """Whether somebody wrote the event to sysfs (Documentation/ABI/testing/sysfs-uevent).
+
+    What is said to be removed is still there then.
+    """
+    return "SYNTH_UUID" in properties
 
 
 def _seen(device: pyudev.Device, properties: Mapping[str, str]) -> Seen | None:
