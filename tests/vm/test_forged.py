@@ -222,6 +222,7 @@ def test_a_drive_that_shows_another_header_at_the_next_look(
     enrolled: Machine, bare: Stick, tmp_path: Path
 ) -> None:
     vm = enrolled
+    vm.expect_journal("^cryptbackd: bare: failed: ")
     bare.pull()
     with bare.path.open("rb") as image:
         image.seek(bare.start)
