@@ -214,7 +214,7 @@ class Case:
 
     def all_locked(self) -> None:
         """Nothing may be open any more, soon after the damage."""
-        found = oracle.look(self.vm, patience=30)
+        found = oracle.look(self.vm, patience=IN_TIME)
         took = found.locked - self.hit
         if found.left:
             self.verdict.leaks += found.left

@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from tests.campaign.calls import POINTS
+
 REPORT = Path(__file__).parents[2] / "docs" / "reliability.md"
 CASES = REPORT.with_suffix(".csv")
 COLUMNS = ("kind", "seed", "commit", "phase", "moment", "recovery", "again", "noticed", "bad")
@@ -105,6 +107,35 @@ def phases(results: list[dict[str, Any]]) -> list[str]:
     return lines + [f"| {name or '–'} | {pulled[name]} | {killed[name]} |" for name in names]
 
 
+def all_clears(results: list[dict[str, Any]]) -> str:
+    """How often the stick was pulled in the instant of the all-clear.
+
+    As ``sabotage.again`` has it, every other one loses what is only in its cache then.
+    """
+    told = [r for r in results if r["again"] and not r["kind"].startswith("lying")]
+    cache = [r for r in told if not r["kind"].startswith("call") and r["seed"] // 2 % 2]
+    return (
+        f"In the instant of the all-clear the stick was pulled {len(told)} times, {len(cache)} of"
+        " them with a cache that went with it."
+    )
+
+
+def points(results: list[dict[str, Any]]) -> list[str]:
+    """How many of the worker's system calls were hit."""
+    lines = []
+    for kind, what in (("call-fails", "failed"), ("call-kills", "killed it")):
+        group = [result for result in results if result["kind"] == kind]
+        if group:
+            numbers = [int(result["phase"].split()[0]) for result in group]
+            left = (n - r["seed"] * POINTS for n, r in zip(numbers, group, strict=True))
+            hit = sum(min(POINTS, each) for each in left)
+            lines.append(
+                f"Of the {max(numbers)} system calls by which a worker changes something in a run,"
+                f" {hit} {what}, one at a time, each followed by a run to which nothing was done."
+            )
+    return lines
+
+
 def bad_cases(results: list[dict[str, Any]]) -> list[str]:
     """The cases that were not as they must be, each with what was wrong."""
     return [
@@ -131,6 +162,10 @@ def main() -> None:
         "",
         f"Behind a bridge that lies about flushing, {len(lying)} times: the next run noticed that"
         f" something was lost in {noticed}.",
+        "",
+        all_clears(results),
+        "",
+        *points(results),
         "",
         *phases(results),
         "",

@@ -138,7 +138,7 @@ def test_a_stick_that_becomes_smaller_is_told(enrolled: Machine) -> None:
     vm.monitor.call("block_resize", node_name="main", size=24 * MIB)
     vm.run(f"echo 1 > /sys/block/{str(stick.device).rsplit('/', 1)[1]}/device/rescan")
     go_on(vm)
-    tells(vm, "home: failed: ", since=since)
+    tells(vm, "Input/output error", since=since)
     assert not vm.journal(since=since, MESSAGE="You may unplug home now.")
     stick.pull()
     with stick.path.open("r+b") as image:  # what had got there before is there again
