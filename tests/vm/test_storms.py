@@ -50,7 +50,7 @@ def test_a_stick_that_is_in_and_out(enrolled: Machine, times: int) -> None:
     vm = enrolled
     vm.expect_journal("^cryptbackd: home: failed: ")
     vm.expect_journal(KERNEL_MISSES_IT)
-    vm.expect_journal("^kernel: (usb|xhci_hcd|Dev sd)")
+    vm.expect_journal("^kernel: (usb|xhci_hcd|Dev sd|sd )")
     vm.expect_journal("^systemd-udevd: ")
     files = listing(vm, "/home/me")
     stick = vm.stick("main")
