@@ -48,7 +48,8 @@ campaign: ## All tests that are left, and many interruptions (CAMPAIGN='pulled=2
 	@$(PYTHON) -m tests.machine build enrolled
 	@$(MAKE) fuzz
 	@$(PYTHON) -m pytest -q tests/vm -m campaign -n $(JOBS)
-	@$(PYTHON) -m tests.campaign --jobs $(JOBS) $(CAMPAIGN)
+	@$(PYTHON) -m tests.campaign --jobs $(JOBS) $(CAMPAIGN); status=$$?; \
+	    $(PYTHON) -m tests.campaign.report build/campaign.jsonl; exit $$status
 	@PYTHONPATH=src $(PYTHON) -m tests.fuzz --report
 
 fuzz: ## Make up input for all that is read from others (FUZZ='--minutes 1 NAME' and the like)

@@ -31,6 +31,16 @@ says that it may be unplugged it is pulled in that instant. Half of the sticks h
 write cache, which loses what was not flushed. In the end another machine, which has no
 cryptbackd, opens the stick by hand. It shares no code with the program.
 
+```sh
+make campaign                                         # all of it; takes many hours
+.venv/bin/python -m tests.campaign pulled --first 17  # one case: its kind, and its seed
+.venv/bin/python -m tests.campaign.report build/campaign.jsonl  # adds what was run to this report
+```
+
+Every case that is counted here stands in [reliability.csv](reliability.csv), with the commit of the
+program. The machines are emulated, two at once on two processors, so times are those of a slow
+computer.
+
 - **loss**: a version that was reported complete is gone, or differs in a single bit, mode, owner,
   time or attribute.
 - **leak**: a mapping, loop device, mount, process or udev cookie is left five seconds after the

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..model import Phase, Progress
@@ -32,9 +32,11 @@ def tell(control: Control) -> None:
     if statistics is not None:
         over = threading.Event()
         control.on_phase_end(over.set)
-        threading.Thread(
+        thread = threading.Thread(
             target=_tell, args=(control, statistics, over), daemon=True, name="remaining"
-        ).start()
+        )
+        with suppress(RuntimeError):  # no thread is to be had: then nothing is told
+            thread.start()
 
 
 def _statistics() -> Path | None:

@@ -498,7 +498,7 @@ class _Rsync:
         elif "skipping file deletion" in line:
             self._warn("Nothing was deleted this time, as a directory could not be read.")
         elif line and not line.startswith(("rsync error:", "rsync warning:", "WARNING:")):
-            self._last_words = printable(line).strip()
+            self._last_words = printable(line).strip(" :")
 
     def _complaint(self, found: Complaint) -> None:
         why = printable(found.why)

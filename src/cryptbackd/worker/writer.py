@@ -69,10 +69,15 @@ def readers(
 ) -> Iterator[Callable[[], None]]:
     """Start *command*, with what rsync wants, for each who asks at the other end of *near*.
 
-    The block gets what it must call before it ends all of them.
+    The block gets what it must call before it ends all of them.  Raises ToolFailed.
     """
     serving = threading.Thread(target=_serve, args=(near, command, pass_fds))
-    serving.start()
+    try:
+        serving.start()
+    except RuntimeError as exc:
+        raise ToolFailed(
+            "No thread could be started.", "The computer may be short of memory or of processes."
+        ) from exc
 
     def shut() -> None:
         near.shutdown(socket.SHUT_RDWR)

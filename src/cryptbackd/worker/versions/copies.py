@@ -46,9 +46,9 @@ def bring_in_line(name: str, found: list[Version], control: Control) -> None:
         with _fresh(place / _CHECKED) as fresh:
             fresh.write_text(json.dumps({k: v for k, v in checked.items() if k in names}))
     except OSError as exc:
+        where = f" ({escaped(str(exc.filename))})" if exc.filename else ""
         control.warn(
-            f"What this computer remembers of {name} could not be written:"
-            f" {exc.strerror} ({escaped(str(exc.filename or ''))})."
+            f"What this computer remembers of {name} could not be written: {exc.strerror}{where}."
         )
 
 
