@@ -198,3 +198,9 @@ class Meter:
 def escaped(path: str | bytes) -> str:
     """A file's name as it may stand in a sentence."""
     return f'"{printable(path)}"'
+
+
+def cause(error: OSError) -> str:
+    """What went wrong, and with which file where that is known."""
+    where = f" ({escaped(str(error.filename))})" if error.filename else ""
+    return f"{error.strerror}{where}"

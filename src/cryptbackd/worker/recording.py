@@ -20,7 +20,7 @@ from pathlib import Path
 from .. import catalogue, manifest, manifest_writing
 from ..errors import ManifestDamaged, ToolFailed
 from ..run import run
-from .control import Control, escaped
+from .control import Control, cause
 from .inventory import Inventory, Transfers, transfers
 from .listing import lines_of, records, sort, sources, tree
 from .sync import Job, Received
@@ -195,7 +195,7 @@ def recording(name: str, last: Version | None, control: Control) -> Iterator[Rec
             before = _manifest_of(last, place) if last is not None else None
             made = Recording(aside, kept, before, last, control)
         except OSError as exc:
-            _without(control, f"{exc.strerror} ({escaped(str(exc.filename))}).")
+            _without(control, f"{cause(exc)}.")
             made = Recording(Path(), None, None, last, control)
         yield made
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ... import catalogue, foreign
-from ..control import Control, escaped
+from ..control import Control, cause
 from .record import Version
 
 _CHECKED = ".checked"
@@ -46,10 +46,7 @@ def bring_in_line(name: str, found: list[Version], control: Control) -> None:
         with _fresh(place / _CHECKED) as fresh:
             fresh.write_text(json.dumps({k: v for k, v in checked.items() if k in names}))
     except OSError as exc:
-        where = f" ({escaped(str(exc.filename))})" if exc.filename else ""
-        control.warn(
-            f"What this computer remembers of {name} could not be written: {exc.strerror}{where}."
-        )
+        control.warn(f"What this computer remembers of {name} could not be written: {cause(exc)}.")
 
 
 def _made_here(version: Version) -> bool:
