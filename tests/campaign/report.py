@@ -1,4 +1,4 @@
-"""Makes docs/reliability.md: `python -m tests.campaign.report FILE…`.
+"""Measures for docs/reliability.md: `python -m tests.campaign.report FILE…`.
 
 The files are a campaign's results, which are added to docs/reliability.csv: there each case stands
 that was ever judged on a program that is not another since, and the report is made of it.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -21,35 +22,7 @@ CASES = REPORT.with_suffix(".csv")
 COLUMNS = ("kind", "seed", "commit", "phase", "moment", "recovery", "again", "noticed", "bad")
 RESULTS = ("losses", "leaks", "false_clears", "hangs", "faults")
 
-HEAD = """
-# What happens when the plug is pulled
-
-Each case is a machine with a USB stick that holds a container and a version, with files that have
-changed since. A run begins, and something is done to it at a moment that the case's seed decides,
-over the whole of a run and a little more. Then the stick is plugged in again, and when the daemon
-says that it may be unplugged it is pulled in that instant. Half of the sticks have a volatile
-write cache, which loses what was not flushed. In the end another machine, which has no
-cryptbackd, opens the stick by hand. It shares no code with the program.
-
-```sh
-make campaign                                         # all of it; takes many hours
-.venv/bin/python -m tests.campaign pulled --first 17  # one case: its kind, and its seed
-.venv/bin/python -m tests.campaign.report build/campaign.jsonl  # adds what was run to this report
-```
-
-Every case that is counted here stands in [reliability.csv](reliability.csv), with the commit of the
-program. The machines are emulated, two at once on two processors, so times are those of a slow
-computer.
-
-- **loss**: a version that was reported complete is gone, or differs in a single bit, mode, owner,
-  time or attribute.
-- **leak**: a mapping, loop device, mount, process or udev cookie is left five seconds after the
-  damage.
-- **false all-clear**: it said "you may unplug", and the files of that run are not all there, or a
-  filesystem has something to repair.
-- **hang**: the next run has not ended with the all-clear after two and a half minutes (emulated).
-- **fault**: a traceback in the journal, or a run of which it doesn't say how it ended.
-"""
+MEASURED = re.compile("(?<=<!-- measured -->\\n).*(?=<!-- /measured -->)", re.DOTALL)
 
 
 def read(paths: Iterable[Path]) -> list[dict[str, Any]]:
@@ -164,10 +137,6 @@ def main() -> None:
     lying = [result for result in results if result["kind"] == "lying-bridge"]
     noticed = sum(bool(result["noticed"]) for result in lying)
     lines = [
-        *HEAD.strip().splitlines(),
-        "",
-        "## Results",
-        "",
         *table(results),
         "",
         f"Behind a bridge that lies about flushing, {len(lying)} times: the next run noticed that"
@@ -178,10 +147,10 @@ def main() -> None:
         *points(results),
         "",
         *phases(results),
-        "",
-        *(["## Bad cases", "", *bad_cases(results)] if bad_cases(results) else []),
+        *(["", "Bad cases:", "", *bad_cases(results)] if bad_cases(results) else []),
     ]
-    REPORT.write_text("\n".join(lines).rstrip() + "\n")
+    measured = "\n" + "\n".join(lines) + "\n\n"
+    REPORT.write_text(MEASURED.sub(lambda _: measured, REPORT.read_text()))
 
 
 if __name__ == "__main__":
