@@ -233,8 +233,7 @@ def test_a_node_that_is_another_disk_by_now_is_not_touched(enrolled: Machine) ->
            " do sleep 0.05; done")  # fmt: skip
     vm.run(["systemctl", "kill", "--kill-whom=main", "--signal=CONT", "cryptbackd"])
     end = ended(vm)
-    told = (f"{node}1 is not the drive any more that was plugged in.", "was unplugged")
-    assert any(sentence in end["MESSAGE"] for sentence in told), end["MESSAGE"]
+    assert f"{node}1 is not the drive any more that was plugged in." in end["MESSAGE"]
     assert settled(vm)["state"] == "absent"
     other.pull(wait=False)
     assert content(other) == before
