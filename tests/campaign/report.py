@@ -1,7 +1,7 @@
 """Measures for docs/reliability.md: `python -m tests.campaign.report FILE…`.
 
 The files are a campaign's results, which are added to docs/reliability.csv: there each case stands
-that was ever judged on a program that is not another since, and the report is made of it.
+with the commit of the program, and the report is made of it.
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ def points(results: list[dict[str, Any]]) -> list[str]:
     """How many of the worker's system calls were hit."""
     lines = []
     for kind, what in (("call-fails", "failed"), ("call-kills", "killed it")):
-        group = [result for result in results if result["kind"] == kind]
+        # One that hung may not have come to count them.
+        group = [r for r in results if r["kind"] == kind and r["phase"]]
         if group:
             numbers = [int(result["phase"].split()[0]) for result in group]
             left = (n - r["seed"] * POINTS for n, r in zip(numbers, group, strict=True))
