@@ -77,13 +77,19 @@ class Opening:
         return [] if self.tail is None else self.tail.files.fds
 
     def settle(self, tree: Mounted) -> None:
-        """Finish what takes the mounted filesystem; what can't be is a warning."""
+        """Finish what takes the mounted filesystem; what can't be is a warning.
+
+        Raises DriveFailed when something that was written did not reach the drive.
+        """
         if not self.growing:
             return
         self.growing = False
         try:
             lengths.grow(tree, self.volume)
         except CryptbackError as exc:
+            # What was lost is told once (syncfs(2)): nobody would find out later.
+            if isinstance(exc, DriveFailed) and exc.lost_writes:
+                raise
             self.control.warn(
                 f"The container is longer, but what is in it is not: {exc.sentence}",
                 "resize_settled",
