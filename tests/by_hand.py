@@ -54,12 +54,22 @@ def run(vm: Machine, lines: list[str], partition: str, passphrase: str = "") -> 
 
 def manifest(vm: Machine, directory: str) -> list[str]:
     """All that is to be kept of the files below a directory in the machine, a line each."""
+    return manifests(vm, directory)[0]
+
+
+def manifests(vm: Machine, *directories: str) -> list[list[str]]:
+    """The same of several, which takes less time than of one after another."""
     # By way of a file: the agent takes no more than 16 MiB of output.
-    command = f"python3 -I - '{directory}' > /tmp/manifest"
-    vm.run(command, MANIFEST, timeout=120)
-    lines = vm.pull("/tmp/manifest").decode().splitlines()
+    script = 'python3 -I - "$@" > /tmp/manifest'
+    vm.run(["/bin/sh", "-c", script, "sh", *directories], MANIFEST, timeout=120)
+    text = vm.pull("/tmp/manifest").decode()
     vm.run(["rm", "/tmp/manifest"])
-    return lines
+    return split(text)
+
+
+def split(text: str) -> list[list[str]]:
+    """What the script prints of several directories: the lines of each."""
+    return [part.splitlines() for part in text.split("\n\n")[:-1]]
 
 
 def versions(vm: Machine) -> list[str]:

@@ -6,16 +6,22 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.by_hand import manifest
+from tests.by_hand import MANIFEST, split
 from tests.machine import Machine, layers
 from tests.machine.enroll import PASSPHRASE
 from tests.machine.guest import CommandFailed
 from tests.machine.stick import copy_sparse
 
-TREE = "/mnt/tree"
-
 # With "clean", nothing may be left to repair: the filesystems are checked before they are mounted.
-OPEN = """
+LOOK = """
+close() {
+    mountpoint -q /mnt/tree && umount /mnt/tree
+    [ ! -e /dev/mapper/judged ] || cryptsetup close judged
+    losetup --detach-all
+    mountpoint -q /mnt/drive && umount /mnt/drive
+    udevadm settle
+}
+trap close EXIT
 set -e
 mkdir -p /mnt/drive /mnt/tree
 [ -z "$2" ] || e2fsck -fn "$1" > /dev/null
@@ -29,14 +35,8 @@ case "$2$kind" in
     cleanxfs) xfs_repair -n /dev/mapper/judged > /dev/null ;;
 esac
 mount -o ro /dev/mapper/judged /mnt/tree
-ls -d /mnt/tree/versions/*Z
-"""
-CLOSE = """
-mountpoint -q /mnt/tree && umount /mnt/tree
-[ ! -e /dev/mapper/judged ] || cryptsetup close judged
-losetup --detach-all
-mountpoint -q /mnt/drive && umount /mnt/drive
-udevadm settle
+python3 -I /run/manifest.py /mnt/tree/versions/*Z > /run/manifests
+echo /mnt/tree/versions/*Z
 """
 
 
@@ -67,6 +67,7 @@ class Judge:
 
     def __init__(self) -> None:
         self._vm: Machine = layers.resume(layers.BOOTED)
+        self._vm.push("/run/manifest.py", MANIFEST)
 
     def close(self) -> None:
         """End the machine."""
@@ -80,16 +81,15 @@ class Judge:
         copy_sparse(image, self._vm.stick_path("judged"))
         stick = self._vm.stick("judged")
         stick.plug()
-        versions: dict[str, list[str]] = {}
         try:
-            words = ["/bin/sh", "-c", OPEN, "sh", stick.partition, "clean" if clean else ""]
-            for path in self._vm.run(words, PASSPHRASE.encode(), timeout=120).out.split():
-                versions[path.rsplit("/", 1)[1]] = manifest(self._vm, path)
-            return Content(versions)
+            words = ["/bin/sh", "-c", LOOK, "sh", stick.partition, "clean" if clean else ""]
+            paths = self._vm.run(words, PASSPHRASE.encode(), timeout=120).out.split()
+            parts = split(self._vm.pull("/run/manifests").decode())
+            names = [path.rsplit("/", 1)[1] for path in paths]
+            return Content(dict(zip(names, parts, strict=True)))
         except CommandFailed as error:
-            return Content(versions, str(error))
+            return Content({}, str(error))
         finally:
-            self._vm.run(CLOSE, check=False)
             stick.pull()
             del self._vm.sticks["judged"]
             stick.path.unlink()
