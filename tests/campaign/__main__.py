@@ -36,7 +36,7 @@ WHOLE = {
     "power-cut": 100,
     "power-cut-ext4": 100,
     "lying-bridge": 20,
-    **dict.fromkeys(["call-fails", "call-kills"], 44),
+    **dict.fromkeys(["call-fails", "call-kills"], 19),
     **dict.fromkeys([*(f"{name}-killed" for name in CHILDREN)], 10),
     **{f"{what}-while-{phase}": 5 for what in ("pulled", "worker-killed") for phase in PHASES},
 }

@@ -3,6 +3,10 @@
 strace(1) injects that, in the worker's own code alone: a process that executes another program is
 let go.  One case is a machine that takes some of these points, one after another, each followed
 by a run to which nothing is done.
+
+A point is a call's name and a number, for strace counts the calls of each name, of each process
+by itself.  Where several processes of a run come so far, a call of each fails, and the first one
+is killed.
 """
 
 from __future__ import annotations
@@ -11,25 +15,39 @@ import re
 from collections import Counter
 
 from tests.campaign.case import PATIENCE, Case
-from tests.vm.failing import Hold
+from tests.vm.failing import HOLD
 
 POINTS = 8
 """How many of them a case takes."""
 
 CHANGING = (
-    "mount", "umount2", "move_mount", "open_tree", "mount_setattr", "unshare", "ioctl",
-    "fallocate", "ftruncate", "write", "pwrite64", "rename", "renameat", "renameat2", "unlink",
-    "unlinkat", "mkdir", "mkdirat", "rmdir", "link", "linkat", "symlink", "symlinkat", "chmod",
-    "fchmod", "fchmodat", "chown", "fchown", "lchown", "fchownat", "setxattr", "lsetxattr",
-    "fsetxattr", "utimensat", "fsync", "fdatasync", "syncfs", "fork", "vfork", "clone", "clone3",
+    "mount", "umount2", "move_mount", "open_tree", "mount_setattr", "pivot_root", "chroot",
+    "unshare", "setns", "ioctl", "openat", "fallocate", "ftruncate", "write", "writev", "pwrite64",
+    "copy_file_range", "sendfile", "rename", "renameat", "renameat2", "unlink", "unlinkat", "mkdir",
+    "mkdirat", "rmdir", "link", "linkat", "symlink", "symlinkat", "chmod", "fchmod", "fchmodat",
+    "chown", "fchown", "lchown", "fchownat", "setxattr", "lsetxattr", "fsetxattr", "utimensat",
+    "fsync", "fdatasync", "syncfs", "fork", "vfork", "clone", "clone3",
 )  # fmt: skip
+# Python asks of each file that it opens whether that is a terminal.
+CHANGES_NOTHING = re.compile(r"ioctl\(\d+, TCGETS|openat\((?!.*(O_CREAT|O_TRUNC))")
 ENDS = {"fails": "error=EIO", "kills": "signal=KILL"}
 
 SMALL_CHANGE = "date +%N > /home/me/documents/now; date +%N > /home/me/photos/later"
-TRACE = """
-setsid strace -f -p "$1" --detach-on=execve -qq -o /run/calls -e trace="$2" $3 < /dev/null &
-until grep -q '^TracerPid:.*[1-9]' "/proc/$1/status"; do sleep 0.01; done
-kill -CONT "$1"
+# A run whose worker stands at its first instruction, until strace has it (or not, without "$1").
+RUN = """
+cryptback run home > /run/told 2>&1 &
+run=$!
+pid=$(sed 's/.*"pid": \\([0-9]*\\).*/\\1/' /run/hold/told)
+if [ "$1" ]; then
+    setsid strace -f -p "$pid" --detach-on=execve -qq -o /run/calls -e trace="$1" $2 < /dev/null &
+    until grep -q '^TracerPid:.*[1-9]' "/proc/$pid/status"; do sleep 0.01; done
+fi
+kill -CONT "$pid"
+wait $run
+code=$?
+date +%s.%N
+[ $code = 0 ] || cat /run/told >&2
+exit $code
 """
 _CALL = re.compile(r"^(\d+) +(\w+)\(")
 
@@ -39,42 +57,52 @@ def calls(case: Case, *, end: str) -> None:
     case.errors_injected = end == "fails"
     case.plug()
     case.until_clear()
-    points = enumerate_points(case)
+    hold_workers(case)
+    traced_run(case, "")
+    points = changing(case.vm.pull("/run/calls").decode(errors="replace"))
     mine = points[case.verdict.seed * POINTS :][:POINTS]
     case.verdict.phase = f"{len(points)} points: " + ", ".join(f"{name} {n}" for name, n in mine)
     for name, number in mine:
         traced_run(case, f"-e inject={name}:{ENDS[end]}:when={number}")
-        case.strike()
+        case.until_told()
         case.all_locked()
         case.outcome()
         plain_run(case)
+    case.vm.run("systemctl stop hold")
     case.stick.pull()
     case.succeed()
 
 
-def enumerate_points(case: Case) -> list[tuple[str, int]]:
-    """What can be hit: each call of the worker in a whole run, with its number among its like."""
-    traced_run(case, "")
-    by_process: dict[str, Counter[str]] = {}
-    for line in case.vm.pull("/run/calls").decode(errors="replace").splitlines():
+def hold_workers(case: Case) -> None:
+    """From now on a worker stands at its first instruction when it is started, and is told of."""
+    case.vm.push("/run/hold/hold.py", HOLD)
+    case.vm.run("mkfifo /run/hold/told")
+    unit = ["systemd-run", "--quiet", "--collect", "--unit=hold", "--service-type=notify"]
+    script = ["/usr/bin/python3", "-I", "/run/hold/hold.py", "--always", "/usr/bin/python3"]
+    case.vm.run([*unit, *script, "cryptbackd.worker --socket", "/run/hold/told"])
+
+
+def changing(trace: str) -> list[tuple[str, int]]:
+    """What can be hit: each call that changes something, with its number among its like."""
+    counts: Counter[tuple[str, str]] = Counter()
+    points = set()
+    for line in trace.splitlines():
         if found := _CALL.match(line):
-            by_process.setdefault(found[1], Counter())[found[2]] += 1
-    # The worker is who makes most of them; the stub above it mounts and forks but once.
-    counts = max(by_process.values(), key=Counter.total)
-    return [(name, n) for name in sorted(counts) for n in range(1, counts[name] + 1)]
+            process, name = found.groups()
+            counts[process, name] += 1
+            if not CHANGES_NOTHING.search(line):
+                points.add((name, counts[process, name]))
+    return sorted(points)
 
 
 def traced_run(case: Case, injection: str) -> None:
     """A run whose worker is traced, from its first instruction to its end."""
     case.vm.run(SMALL_CHANGE)
-    hold = Hold(case.vm, "/usr/bin/python3", "cryptbackd.worker --socket")
-    case.begin("cryptback run home")
-    stub = hold.wait()
-    words = ["/bin/sh", "-c", TRACE, "sh", str(stub.pid), ",".join(CHANGING), injection]
-    case.vm.run(words)
-    case.until_told()
+    case.mark()
+    words = ["/bin/sh", "-c", RUN, "sh", ",".join(CHANGING), injection]
+    case.hit = float(case.vm.run(words, check=False, timeout=PATIENCE).out)
 
 
 def plain_run(case: Case) -> None:
     """A run to which nothing is done succeeds."""
-    case.vm.run(["cryptback", "run", "home"], timeout=PATIENCE)
+    case.vm.run(["/bin/sh", "-c", RUN, "sh", ""], timeout=PATIENCE)

@@ -173,18 +173,17 @@ class Case:
         emit = "busctl emit /campaign org.campaign DriveChanged s begun"
         self.vm.run(f"until [ -s /run/news ]; do {emit}; done")
 
+    def mark(self) -> None:
+        """What is looked at in the journal comes after this moment."""
+        self.cursor = now(self.vm)
+
     def plug(self, *, cache: bool = False, lies: bool = False) -> None:
         """Plug the stick in, without waiting for anything; `cache`: by way of a bridge."""
-        self.cursor = now(self.vm)
+        self.mark()
         if cache:
             self.bridge = Bridge(self.stick.path, lies=lies)
         self.stick.plug(bridge=self.bridge.socket if self.bridge else None, wait=False)
         self._plugged = time.monotonic()
-
-    def begin(self, command: str) -> None:
-        """Begin a run of the stick that is in, without waiting for anything."""
-        self.cursor = now(self.vm)
-        self.vm.spawn(["/bin/sh", "-c", command])
 
     def wait_moment(self) -> None:
         """Wait for the moment, which the seed chose."""
@@ -217,10 +216,6 @@ class Case:
         with suppress(ValueError, KeyError, IndexError):  # it may be half written
             drive = json.loads(last[0])["payload"]["data"][1]
             self.verdict.phase = self._waited or drive["phase"]["data"] or drive["state"]["data"]
-
-    def strike(self) -> None:
-        """The damage is done at this moment."""
-        self.hit = self.vm.clock()
 
     def until_told(self) -> None:
         """Wait until the journal says how the run ended."""

@@ -27,10 +27,12 @@ HOLD = r'''
 """Stops a program at its first instruction when its command line fits, and tells who it is.
 
 fanotify(7) holds every start of the program until it was told to stop (FAN_OPEN_EXEC_PERM).
+With --always it does so again and again, each time it was told to somebody.
 """
 import ctypes, json, os, re, signal, socket, struct, sys, time
 
-program, pattern, told = sys.argv[1:]
+always = "--always" in sys.argv
+program, pattern, told = sys.argv[-3:]
 libc = ctypes.CDLL(None, use_errno=True)
 FAN_CLASS_CONTENT, FAN_MARK_ADD, FAN_OPEN_EXEC_PERM, FAN_ALLOW = 4, 1, 0x40000, 1
 queue = libc.fanotify_init(FAN_CLASS_CONTENT | 1, os.O_RDONLY | os.O_CLOEXEC)
@@ -59,13 +61,15 @@ while True:
     os.close(fd)
     while open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] != "T":
         time.sleep(0.001)
-    if re.search(pattern, words(pid)):
+    if not re.search(pattern, words(pid)):
+        os.kill(pid, signal.SIGCONT)
+        continue
+    worker = parent(pid)
+    found = {"pid": pid, "worker": worker, "stub": parent(worker), "line": words(pid)}
+    with open(told, "w") as file:
+        json.dump(found, file)
+    if not always:
         break
-    os.kill(pid, signal.SIGCONT)
-worker = parent(pid)
-found = {"pid": pid, "worker": worker, "stub": parent(worker), "line": words(pid)}
-with open(told, "w") as file:
-    json.dump(found, file)
 '''
 
 
