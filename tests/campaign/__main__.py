@@ -1,8 +1,9 @@
 """`python -m tests.campaign KIND[=COUNT]…`: runs cases, and writes what became of each.
 
-A case is a kind and a seed; seeds count from 0, or from `--first`. Results are appended to
-build/campaign.jsonl, a line of JSON each, and a summary is printed. The exit status is 1 if there
-was a loss, a leak, a false all-clear, a hang, or anything else that must not be.
+A case is a kind and a seed; seeds count from 0, or from `--first`. With `--missing`, only those are
+run that are neither in docs/reliability.csv nor in the results, or were bad there. Results are
+appended to build/campaign.jsonl, a line of JSON each, and a summary is printed. The exit status is
+1 if there was a loss, a leak, a false all-clear, a hang, or anything else that must not be.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.campaign import report
 from tests.campaign.case import Case, Hang, Stage, Verdict
 from tests.campaign.sabotage import CHILDREN, KINDS, PHASES, layer_of
 from tests.machine import slots
@@ -133,6 +135,7 @@ def main() -> int:
     parser.add_argument("kinds", nargs="*", metavar="KIND[=COUNT]")
     parser.add_argument("--whole", action="store_true", help="all kinds, as often as is promised")
     parser.add_argument("--first", type=int, default=0, metavar="SEED")
+    parser.add_argument("--missing", action="store_true", help="only what has no result yet")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
@@ -145,6 +148,12 @@ def main() -> int:
         cases += [(kind, options.first + seed) for seed in range(int(count or 1))]
     if not cases:
         parser.error("name kinds, or say --whole")
+    if options.missing:
+        paths = [options.results] if options.results.exists() else []
+        known = {(case["kind"], case["seed"]) for case in report.read(paths) if not case["bad"]}
+        cases = [case for case in cases if case not in known]
+    # One that is ended early has some of each kind.
+    cases.sort(key=lambda case: case[1])
     return 1 if campaign(cases, options.jobs, options.results) else 0
 
 
