@@ -146,8 +146,6 @@ class Case:
         """When the damage was done, by the machine's clock."""
         self.errors_injected = False
         """Whether system calls of the worker are made to fail."""
-        self.made: list[str] = []
-        """Versions of the interrupted run, if the journal said that it was done."""
         self._plugged = 0.0
         self._waited = ""
         """The phase that was waited for, if the bus doesn't tell of it."""
@@ -244,9 +242,6 @@ class Case:
         ends = list(filter(is_end, entries))
         if ends:
             self.verdict.told = f"{ends[0]['CRYPTBACK_OUTCOME']}: {ends[0]['MESSAGE']}"
-            if ends[0]["CRYPTBACK_OUTCOME"] in ("done", "warnings"):
-                lines = " ".join(entry["MESSAGE"] for entry in entries)
-                self.made = re.findall(r"version (\S+Z) made", lines)[:1]
         elif any(map(self._is_interrupted, entries)):
             self.verdict.faults.append("the journal does not say how the run ended")
 
@@ -303,7 +298,7 @@ class Case:
         """Something may be gone, which nobody could prevent: then the next plug tells of it."""
         found = self.stage.judge.look(self.stick.path)
         gone = found.lost_since(self.before)
-        gone += [name for name in self.made if name not in found.versions]
+        gone += [name for name in self._claimed() if name not in found.versions]
         if found.problem:
             gone.append(found.problem)
         self.plug()
@@ -331,14 +326,19 @@ class Case:
             self.verdict.false_clears.append(found.problem)
             return
         self.verdict.losses += found.lost_since(self.before)
-        self.verdict.losses += [name for name in self.made if name not in found.versions]
+        self.verdict.losses += [name for name in self._claimed() if name not in found.versions]
         newest = max(found.versions)
-        if newest in (*self.before.versions, *self.made):
+        if [newest] != self._claimed(since=self.cursor):
             self.verdict.false_clears.append("there is no new version")
         for path, lines in wanted.items():
             copy = under(found.versions[newest], path)
             if copy != [line for line in lines if not is_root(line)]:
                 self.verdict.false_clears.append(f"{newest} is not what {path} was")
+
+    def _claimed(self, since: str | None = None) -> list[str]:
+        """The versions that were said to be made (by all runs), however the run ended."""
+        told = self.vm.journal(since=since, CRYPTBACK_DRIVE="home")
+        return re.findall(r"version (\S+Z) made", " ".join(entry["MESSAGE"] for entry in told))
 
     def complaints(self) -> None:
         """Nothing in the journal is a fault of the program itself.
