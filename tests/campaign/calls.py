@@ -15,7 +15,7 @@ import re
 from collections import Counter
 
 from tests.campaign.case import PATIENCE, Case
-from tests.vm.failing import HOLD
+from tests.vm.failing import Hold
 
 POINTS = 8
 """How many of them a case takes."""
@@ -57,7 +57,8 @@ def calls(case: Case, *, end: str) -> None:
     case.errors_injected = end == "fails"
     case.plug()
     case.until_clear()
-    hold_workers(case)
+    starts = 1 + 2 * POINTS
+    hold = Hold(case.vm, "/usr/bin/python3", "cryptbackd.worker --socket", times=starts)
     traced_run(case, "")
     points = changing(case.vm.pull("/run/calls").decode(errors="replace"))
     mine = points[case.verdict.seed * POINTS :][:POINTS]
@@ -68,18 +69,9 @@ def calls(case: Case, *, end: str) -> None:
         case.all_locked()
         case.outcome()
         plain_run(case)
-    case.vm.run("systemctl stop hold")
+    hold.end()
     case.stick.pull()
     case.succeed()
-
-
-def hold_workers(case: Case) -> None:
-    """From now on a worker stands at its first instruction when it is started, and is told of."""
-    case.vm.push("/run/hold/hold.py", HOLD)
-    case.vm.run("mkfifo /run/hold/told")
-    unit = ["systemd-run", "--quiet", "--collect", "--unit=hold", "--service-type=notify"]
-    script = ["/usr/bin/python3", "-I", "/run/hold/hold.py", "--always", "/usr/bin/python3"]
-    case.vm.run([*unit, *script, "cryptbackd.worker --socket", "/run/hold/told"])
 
 
 def changing(trace: str) -> list[tuple[str, int]]:

@@ -10,26 +10,38 @@ from tests.campaign.case import Case, Hang
 from tests.machine import layers
 from tests.machine.guest import CommandTimeout
 from tests.machine.layers import Layer
+from tests.vm.failing import Hold
 
 PHASES = (
     "attaching", "unlocking", "mounting", "comparing", "syncing", "keeping", "verifying",
     "locking", "proving",
 )  # fmt: skip
-CHILDREN = ("rsync", "cryptsetup", "mount", "umount", "btrfs", "bwrap")
-"""Programs that a run starts. `mkfs` is one of an enrolment."""
+CHILDREN = {
+    "rsync": ("/usr/bin/rsync", 2, 0.6),
+    "cryptsetup": ("/usr/sbin/cryptsetup", 1, 0.3),
+    "mount": ("/usr/bin/mount", 2, 0.05),
+    "umount": ("/usr/bin/umount", 2, 0.05),
+    "btrfs": ("/usr/bin/btrfs", 1, 0.03),
+    "bwrap": ("/usr/bin/bwrap", 2, 0.3),
+}
+"""Programs that a run starts: where, how often, and seconds for which it is there at least.
+
+`mkfs` is one of an enrolment.
+"""
 
 # Each says when it does it: finding out who is to be killed takes a moment.
 STUB = "pid=$(pgrep -P $(systemctl show -P MainPID cryptbackd)); date +%s.%N; kill -KILL $pid"
 WORKER = STUB.replace("; date", "; pid=$(pgrep -P $pid); date")
 SERVICE = "date +%s.%N; systemctl kill --signal=KILL --kill-whom=all cryptbackd"
+# The one that is started as number $1, $2 seconds later (0: before its first instruction).
 CHILD = """
-group=/sys/fs/cgroup/system.slice/cryptbackd.service/cgroup.procs
-while :; do
-    for pid in $(cat $group); do
-        read -r name < /proc/$pid/comm || continue
-        [ "$name" = "$1" ] && sleep "$2" && kill -KILL $pid && exit
-    done 2> /dev/null
+set -e
+for number in $(seq "$1"); do
+    pid=$(sed 's/.*"pid": \\([0-9]*\\).*/\\1/' /run/hold/told)
+    [ "$number" = "$1" ] && [ "$2" = 0 ] || kill -CONT "$pid"
 done
+sleep "$2"
+kill -KILL "$pid"
 """
 
 
@@ -53,15 +65,18 @@ def killed(case: Case, *, command: str, phase: str = "") -> None:
 
 
 def child_killed(case: Case, *, name: str) -> None:
-    """One program that the run started is killed, the first that is seen, or a little later."""
+    """One program that the run started is killed, at its first instruction or a little later."""
+    program, starts, life = CHILDREN[name]
     case.watch()
-    delay = case.dice.choice([0.0, 0.0, case.dice.uniform(0, 0.5)])
-    killer = case.vm.spawn(["/bin/sh", "-c", CHILD, "sh", name, str(delay)])
+    number = 1 + case.verdict.seed % starts
+    delay = case.dice.choice([0, f"{case.dice.uniform(0, life):.3f}"])
+    Hold(case.vm, program, times=number)
+    killer = case.vm.spawn(["/bin/sh", "-c", CHILD, "sh", str(number), str(delay)])
     case.plug()
     try:
         killer.wait(timeout=60)
     except CommandTimeout as error:
-        raise Hang(f"the run never started {name}") from error
+        raise Hang(f"the run never started {name} {number}") from error
     case.note()
     case.until_told()
     case.outcome()

@@ -27,12 +27,12 @@ HOLD = r'''
 """Stops a program at its first instruction when its command line fits, and tells who it is.
 
 fanotify(7) holds every start of the program until it was told to stop (FAN_OPEN_EXEC_PERM).
-With --always it does so again and again, each time it was told to somebody.
+It does so the given number of times, each when it was told to somebody.
 """
 import ctypes, json, os, re, signal, socket, struct, sys, time
 
-always = "--always" in sys.argv
-program, pattern, told = sys.argv[-3:]
+program, pattern, told, times = sys.argv[1:]
+left = int(times)
 libc = ctypes.CDLL(None, use_errno=True)
 FAN_CLASS_CONTENT, FAN_MARK_ADD, FAN_OPEN_EXEC_PERM, FAN_ALLOW = 4, 1, 0x40000, 1
 queue = libc.fanotify_init(FAN_CLASS_CONTENT | 1, os.O_RDONLY | os.O_CLOEXEC)
@@ -52,7 +52,7 @@ def words(pid):
 
 with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
     manager.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
-while True:
+while left:
     event = os.read(queue, 24)
     fd, pid = struct.unpack("=IBBHQii", event)[5:]
     before = words(pid)
@@ -68,8 +68,7 @@ while True:
     found = {"pid": pid, "worker": worker, "stub": parent(worker), "line": words(pid)}
     with open(told, "w") as file:
         json.dump(found, file)
-    if not always:
-        break
+    left -= 1
 '''
 
 
@@ -89,20 +88,27 @@ class Held:
 
 
 class Hold:
-    """Waits in the guest for a program with this command line, and stops it."""
+    """Waits in the guest for a program with this command line, and stops it.
 
-    def __init__(self, vm: Machine, program: str, pattern: str = "") -> None:
+    `times`: so many of them, one after another.
+    """
+
+    def __init__(self, vm: Machine, program: str, pattern: str = "", *, times: int = 1) -> None:
         self._vm = vm
         vm.push("/run/hold/hold.py", HOLD)
         vm.run("rm -f /run/hold/told && mkfifo /run/hold/told")
         unit = ["systemd-run", "--quiet", "--collect", "--unit=hold", "--service-type=notify"]
         script = ["/usr/bin/python3", "-I", "/run/hold/hold.py"]
-        vm.run([*unit, *script, program, pattern, "/run/hold/told"])
+        vm.run([*unit, *script, program, pattern, "/run/hold/told", str(times)])
 
     def wait(self, timeout: float = 60) -> Held:
         """Wait until it was started, and stands."""
         told = self._vm.run(["cat", "/run/hold/told"], timeout=timeout)
         return Held(self._vm, **json.loads(told.out))
+
+    def end(self) -> None:
+        """Wait for no more of them; none stands now."""
+        self._vm.run(["systemctl", "stop", "hold"])
 
 
 def kill(vm: Machine, pid: int) -> None:
