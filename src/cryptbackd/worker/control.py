@@ -202,5 +202,7 @@ def escaped(path: str | bytes) -> str:
 
 def cause(error: OSError) -> str:
     """What went wrong, and with which file where that is known."""
-    where = f" ({escaped(str(error.filename))})" if error.filename else ""
-    return f"{error.strerror}{where}"
+    # It is a number where a file was open already.
+    name = error.filename if isinstance(error.filename, (str, bytes)) else ""
+    where = f" ({escaped(name)})" if name else ""
+    return f"{error.strerror or escaped(str(error))}{where}"

@@ -137,7 +137,7 @@ def _job(start: Start) -> Callable[[Start, Control], RunResult]:
 def _do(start: Start, control: Control) -> RunResult:
     from ..errors import CryptbackError, DriveFailed
     from ..model import Outcome, RunResult
-    from ..text import printable
+    from .control import cause
 
     try:
         return _job(start)(start, control)
@@ -148,7 +148,10 @@ def _do(start: Start, control: Control) -> RunResult:
         # traceback is what a bug report needs.
         _print_traceback()
         return control.failed(
-            DriveFailed(f"An operation failed unexpectedly: {printable(str(exc))}.")
+            DriveFailed(
+                f"An operation failed unexpectedly: {cause(exc)}.",
+                "Try once more. If it fails again, report it, with what the journal has.",
+            )
         )
     except Exception as exc:
         _print_traceback()
