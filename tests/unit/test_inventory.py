@@ -20,7 +20,7 @@ from cryptbackd.worker import recording
 from cryptbackd.worker.control import Control
 from cryptbackd.worker.inventory import Inventory, Transfers, transfers
 from cryptbackd.worker.listing import lines_of
-from cryptbackd.worker.sync import Received
+from cryptbackd.worker.rsync_job import Received
 from cryptbackd.worker.versions import copies, record
 from cryptbackd.worker.versions.record import Version
 

@@ -23,7 +23,7 @@ from cryptbackd.worker.quick.proof import Circumstances, why_full
 from cryptbackd.worker.quick.run import is_kept
 from cryptbackd.worker.quick.transfer import Place, is_there
 from cryptbackd.worker.quick.within import within
-from cryptbackd.worker.sync import Job
+from cryptbackd.worker.rsync_job import Job
 from cryptbackd.worker.versions.ahead import merged
 from cryptbackd.worker.versions.record import Version
 

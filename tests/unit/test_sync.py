@@ -11,7 +11,8 @@ import attrs
 import pytest
 
 from cryptbackd.worker.control import Control
-from cryptbackd.worker.sync import Job, Received, _Rsync
+from cryptbackd.worker.rsync_job import Job, Received
+from cryptbackd.worker.sync import _Rsync
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from typing import BinaryIO
 from .. import changes
 from ..manifest import SEPARATOR, UNKNOWN, nanoseconds
 from .listing import lines_of
-from .sync import Received
+from .rsync_job import Received
 
 _HEAD = b"//"
 """Begins the one line that is no record: it names the version that the files were copied after."""

@@ -18,8 +18,9 @@ from .. import manifest
 from ..errors import DriveFailed, ToolFailed
 from ..run import child, run, spawn
 from .control import Control
+from .reader import FIND, listing, reader_arguments
+from .rsync_job import Job
 from .sources import is_inside
-from .sync import FIND, Job, listing, reader_arguments
 
 SORT = "/usr/bin/sort"
 _BYTES = {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}

@@ -25,7 +25,9 @@ import attrs
 from ..errors import Refused
 from ..restoring import SOURCE, reader_options
 from ..run import spawn
-from .sync import BWRAP, RSYNC, end_everything_else
+from .reader import BWRAP
+from .rsync_job import RSYNC
+from .sync import end_everything_else
 
 SETPRIV = "/usr/bin/setpriv"
 _READER = "/rsync"

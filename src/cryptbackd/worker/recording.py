@@ -23,7 +23,7 @@ from ..run import run
 from .control import Control, cause
 from .inventory import Inventory, Transfers, transfers
 from .listing import lines_of, records, sort, sources, tree
-from .sync import Job, Received
+from .rsync_job import Job, Received
 from .versions.record import Version
 
 _COPIED = ".copied"

@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from .. import paths
 from ..run import run
-from .sync import RSYNC
+from .rsync_job import RSYNC
 
 _KEPT = paths.RUNTIME / ".rsync"
 """No name of an entry.  What is half written there is no JSON."""

@@ -1,10 +1,9 @@
 """The copy: rsync as two processes.
 
 The *writer* is an rsync that pulls into the container, and sees nothing else (``worker.writer``).
-The *reader*, the sending side, is started through bubblewrap when the writer asks for it: a
-process without capabilities but to read everything, that sees the staged sources read-only at
-``/source`` and else only ``/usr``.  Both end before :func:`sync` does; nothing of theirs stays but
-temporary files in one directory, which the next run wipes.
+The *reader*, the sending side, is started when the writer asks for it, and can write nothing
+(``worker.reader``).  Both end before :func:`sync` does; nothing of theirs stays but temporary
+files in one directory, which the next run wipes.
 
 Which options, exit codes and messages are relied on: rsync(1).
 """
@@ -17,62 +16,34 @@ import re
 import shutil
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import attrs
 
-from .. import kernel
 from ..errors import Cancelled, CryptbackError, DriveFailed, DriveFull, ToolFailed
 from ..model import Phase
 from ..run import Child, child, death
 from ..text import printable
 from . import rsync_words
 from .control import Control, Meter, escaped
-from .rights import Rights
+from .reader import reader_arguments, reader_command
+from .rsync_job import ITEM, SOURCE, TEMPORARY, Job, Received, arguments, listed
 from .rsync_words import Complaint
-from .sources import is_inside
-from .writer import confine, readers, shell
+from .writer import confine, readers
 
-RSYNC = "/usr/bin/rsync"
-BWRAP = "/usr/bin/bwrap"
-FIND = "/usr/bin/find"
-SETPRIV = "/usr/bin/setpriv"
-TEMPORARY = ".cryptback-tmp"
-"""Where rsync writes a file before it gets its name: in the root of the target."""
-
-SOURCE = "/source"
-"""Where the reader has the staged sources."""
-_UNREADABLE = "/reader-"
-"""Begins the names under which a reader with a user's rights sees its programs."""
 _PATIENCE = 3.0
 """Seconds that rsync has to end in order when a job is stopped."""
 
 _LAST_WORDS = 0.1
 """Seconds that more is waited for of what an ended rsync had said: most is in the pipe by then."""
 
-_ATTRIBUTES = ("trusted.*", "system.*", "security.ima", "security.evm")
-"""Extended attributes that are none of ours, on both sides.
-
-The reader can't see ``trusted.*``, and the writer can't set the two of ``security.*``: they are
-another kernel's to make.  On the writer's side XFS shows ACLs there a second time,
-and rsync would remove them as no part of the source: the ACLs would go.  ``system.*`` is what
-rsync leaves out by itself only while there is no such filter.
-"""
-
-_LABEL = "security.selinux"
-"""Only where SELinux is at work can the writer set it; elsewhere it is what one was once."""
-
 FULL = (errno.ENOSPC, errno.EDQUOT)
 _BROKEN = (errno.EIO, errno.EROFS, errno.ENODEV, errno.ENXIO, errno.EUCLEAN, errno.ENOMEDIUM)
 _NO_PATH = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 _PARTIAL, _VANISHED = 23, 24
 _ABORTED_BY_ERROR = 11
-
-_ITEM = "="
-"""Begins the lines of ``--out-format``; rsync's own begin with a space or a letter."""
 
 
 @attrs.define
@@ -90,183 +61,6 @@ class Synced:
         """Count in what another sync of the same run did."""
         for field in attrs.fields(Synced):
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
-
-
-class Received(NamedTuple):
-    """A file whose content was copied."""
-
-    path: bytes
-    xxh128: bytes
-    """What rsync computed of the content while it copied it, hexadecimal."""
-    status: os.stat_result
-    """Of the copy."""
-    source: os.stat_result | None
-    """Of the source, after it was copied; None: it is gone by now."""
-
-
-@attrs.frozen
-class Job:
-    """One sync: from the staged tree into the target, both absolute."""
-
-    stage: Path
-    target: Path
-    exclude: tuple[str, ...]
-    own: tuple[str, ...]
-    """Sources that the stage has."""
-    others: tuple[str, ...]
-    """Sources that it hasn't: theirs stays as it is in the target."""
-    rights: Rights | None = None
-    """With whose rights the sources are read; None: root's."""
-    link_dest: tuple[Path, ...] = ()
-    """Trees whose unchanged files are linked into the target (ext4, xfs)."""
-    delete: bool = True
-    contents: bool = False
-    """Compare files by content, not by size and time: reads both sides in full."""
-    tell_same: bool = False
-    """Have ``received`` told of files whose content was found to be the same, too (together with
-    *contents*)."""
-    names: tuple[bytes, ...] | None = None
-    """What alone is looked at, below the stage: a directory stands for itself, not for what
-    is in it, and of a file with several names all are there.  Nothing is deleted then."""
-    in_place: bool = False
-    """Write into the files that are there what differs in them (together with *names*).  Each
-    must have one link, and one whose copy fails is damaged."""
-    named: set[str] = attrs.field(factory=set)
-    """Files that were warned of already, if this is not the first try."""
-    failed: set[bytes] = attrs.field(factory=set)
-    """Paths below the stage of what was warned of: the copy may not be what is there."""
-    received: Callable[[Received], None] = lambda _file: None
-    """Told of each regular file whose content was copied, once it has its name."""
-
-
-def literal(path: str) -> str:
-    """*path* as an rsync pattern that matches nothing else (rsync(1), FILTER RULES).
-
-    A backslash is an escape only in a pattern with wildcards.
-    """
-    if not any(c in path for c in "*?["):
-        return path
-    return re.sub(r"([*?\[\\])", r"\\\1", path)
-
-
-def _boundaries(job: Job) -> list[str]:
-    """Filters that leave alone what is not this job's: the innermost source has the say."""
-    filters = []
-    for path in sorted({*job.own, *job.others}, key=len, reverse=True):
-        below = re.sub(r"([*?\[\\])", r"\\\1", path.rstrip("/")) + "/**"
-        if path in job.own:
-            rules = "R"
-        else:
-            rules = "HP" if any(is_inside(path, own) for own in job.own) else "P"
-        filters += [f"--filter={rule} {what}" for rule in rules for what in (literal(path), below)]
-    return filters
-
-
-def _arguments(job: Job, *, dry: bool, door: int) -> list[str]:
-    left_out = _ATTRIBUTES if os.path.exists("/sys/fs/selinux/enforce") else (*_ATTRIBUTES, _LABEL)
-    filters = [f"--filter=-xsr {attribute}" for attribute in left_out]
-    filters += [f"--filter=P /{TEMPORARY}", *_boundaries(job)]
-    filters += [f"--filter=- {pattern}" for pattern in job.exclude]
-    argv = [RSYNC, "--archive", "--hard-links", "--acls", "--xattrs", *filters]
-    argv += ["--numeric-ids", "--secluded-args", "--modify-window=-1"]
-    argv += ["--no-human-readable", "--outbuf=L", "--checksum-choice=xxh128", "--force"]
-    if job.in_place:
-        argv += ["--inplace", "--no-whole-file", "--ignore-times"]
-    else:
-        argv += ["--whole-file", "--sparse", f"--temp-dir={job.target / TEMPORARY}"]
-    if job.contents:
-        argv += ["--checksum"]
-    if job.tell_same:
-        argv += ["--itemize-changes", "--itemize-changes"]
-    if job.names is not None:
-        argv += ["--files-from=-", "--from0"]
-    elif job.delete:
-        argv += ["--delete", "--delete-excluded"]
-    argv += [f"--link-dest={path}" for path in job.link_dest]
-    if dry:
-        argv += ["--dry-run", f"--out-format={_ITEM}%i %l"]
-    else:
-        # %C makes rsync log a file when it has all of it, just before it gets its name.
-        argv += ["--info=progress2", "--stats", f"--out-format={_ITEM}%i %C %n"]
-    # Who starts the reader needs no host.
-    argv += [f"--rsh={shell(door)}", f"--rsync-path={RSYNC}"]
-    return [*argv, f"reader:{SOURCE}/", f"{job.target}/"]
-
-
-def _reader(job: Job, args_fd: int) -> list[str]:
-    """What rsync's words for a reader are put to; *args_fd* is of :func:`reader_arguments`."""
-    confined = [BWRAP, "--args", str(args_fd)]
-    if job.rights is None:
-        return [*confined, RSYNC]
-    # setpriv(1) runs rsync itself: a program between them that the user can read could be
-    # traced by the user.
-    user = job.rights
-    groups = ",".join(str(group) for group in user.groups)
-    confined += [SETPRIV, "--inh-caps=-all", f"--reuid={user.uid}", f"--groups={groups}"]
-    return [*confined, f"--regid={user.gid}", _unreadable_name(RSYNC)]
-
-
-@contextmanager
-def reader_arguments(stage: Path, rights: Rights | None) -> Iterator[int]:
-    """A descriptor with bubblewrap's arguments: paths need no quoting there (bwrap(1))."""
-    arguments = ["--die-with-parent", "--unshare-pid", "--cap-drop", "ALL"]
-    if rights is None:
-        arguments += ["--cap-add", "CAP_DAC_READ_SEARCH"]
-    else:
-        arguments += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
-        for program in (RSYNC, FIND):
-            copy = _unreadable(stage.parent, program)
-            arguments += ["--ro-bind", str(copy), _unreadable_name(program)]
-    arguments += ["--clearenv"]
-    arguments += ["--setenv", "PATH", "/usr/bin", "--setenv", "LC_ALL", "C.UTF-8"]
-    arguments += ["--ro-bind", "/usr", "/usr"]
-    for link in ("bin", "sbin", "lib", "lib32", "lib64"):
-        if os.path.islink(f"/{link}"):
-            arguments += ["--symlink", f"usr/{link}", f"/{link}"]
-    arguments += ["--ro-bind", str(stage), SOURCE, "--chdir", "/"]
-    fd = os.memfd_create("reader-arguments", os.MFD_CLOEXEC)
-    try:
-        os.write(fd, b"".join(os.fsencode(argument) + b"\0" for argument in arguments))
-        os.lseek(fd, 0, os.SEEK_SET)
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def _unreadable(workspace: Path, program: str) -> Path:
-    """A copy of a program that only root can read.
-
-    A process that runs it can't be traced by the user whose rights it has (ptrace(2),
-    "dumpable"), who would else speak to the writer, which is root, in its place.
-    """
-    directory = workspace / "reader"
-    if not directory.exists():
-        directory.mkdir()
-        safe = kernel.MS_NOSUID | kernel.MS_NODEV
-        kernel.mount("tmpfs", str(directory), safe, "size=16m,mode=0755")
-    copy = directory / os.path.basename(program)
-    if not copy.exists():
-        shutil.copyfile(program, copy)
-        copy.chmod(0o711)
-    return copy
-
-
-def _unreadable_name(program: str) -> str:
-    return _UNREADABLE + os.path.basename(program)
-
-
-def listing(job: Job, args_fd: int) -> list[str]:
-    """How find(1) is started among the sources of *job*, with the rights of its reader.
-
-    *args_fd* is of :func:`reader_arguments`; what find is to do follows.
-    """
-    confined = [BWRAP, "--args", str(args_fd), "--chdir", SOURCE]
-    if job.rights is None:
-        return [*confined, FIND]
-    user = job.rights
-    groups = ",".join(str(group) for group in user.groups)
-    confined += [SETPRIV, "--inh-caps=-all", f"--reuid={user.uid}", f"--groups={groups}"]
-    return [*confined, f"--regid={user.gid}", _unreadable_name(FIND)]
 
 
 @contextmanager
@@ -366,12 +160,12 @@ class _Rsync:
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with near, reader_arguments(job.stage, job.rights) as args_fd, ExitStack() as stack:
             with far:
-                argv = _arguments(job, dry=self._dry, door=far.fileno())
+                argv = arguments(job, dry=self._dry, door=far.fileno())
                 alone = confine(job.target.parent, job.stage.parent / "writer")
                 stack.callback(end_everything_else)
-                writer = child(argv, stdin=_listed(job), pass_fds=[far.fileno()], confine=alone)
+                writer = child(argv, stdin=listed(job), pass_fds=[far.fileno()], confine=alone)
                 rsync = stack.enter_context(writer)
-            with readers(near, _reader(job, args_fd), [args_fd]) as shut:
+            with readers(near, reader_command(job, args_fd), [args_fd]) as shut:
                 try:
                     return self._follow(rsync)
                 finally:
@@ -404,12 +198,12 @@ class _Rsync:
                 if stream == "out":
                     *whole, rest = re.split(rb"[\r\n]", rest + chunk)
                     for line in whole:
-                        if line.startswith(_ITEM.encode()):
+                        if line.startswith(ITEM.encode()):
                             self._item(line[1:])
 
     def _out(self, raw: bytes) -> None:
         line = raw.decode("utf-8", "surrogateescape")
-        if line.startswith(_ITEM):
+        if line.startswith(ITEM):
             self._item(raw[1:])
         elif (through := rsync_words.progress(line)) is not None:
             if self._meter is not None:
@@ -559,17 +353,6 @@ class _Rsync:
             raise DriveFailed(f"The copy was given up: {last}")
         how = death(status) if status < 0 else f"it ended with status {status}"
         raise ToolFailed(f"The copy by rsync failed: {how}. {self._last_words}".strip())
-
-
-def _listed(job: Job) -> bytes | None:
-    """The names as ``--files-from`` takes them.
-
-    With "./" before it a name can begin with anything: one that begins with "#" or ";" would
-    be a comment, with ``--from0``, too.
-    """
-    if job.names is None:
-        return None
-    return b"".join(b"./" + name + b"\0" for name in job.names)
 
 
 def _alike(one: os.stat_result, other: os.stat_result) -> bool:

@@ -15,7 +15,8 @@ from .control import Control
 from .layers.mounted import Mounted
 from .quick.transfer import reader
 from .recording import Recording
-from .sync import Job, Synced, copy_named, temporary
+from .rsync_job import Job
+from .sync import Synced, copy_named, temporary
 
 _MOST = 4 << 30
 """Bytes after which the rest is left to the next full run."""

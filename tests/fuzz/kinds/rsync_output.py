@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from cryptbackd import protocol
 from cryptbackd.errors import Cancelled, DriveFailed, DriveFull, ToolFailed
 from cryptbackd.worker.control import Control, Meter
-from cryptbackd.worker.sync import Job, Received, _Rsync
+from cryptbackd.worker.rsync_job import Job, Received
+from cryptbackd.worker.sync import _Rsync
 from tests.fuzz import mutate, properties
 from tests.fuzz.fuzzer import Fuzzer
 

@@ -34,7 +34,8 @@ from cryptbackd.worker.quick.changes import changes
 from cryptbackd.worker.quick.difference import difference
 from cryptbackd.worker.quick.transfer import Place, transfer
 from cryptbackd.worker.rights import Rights
-from cryptbackd.worker.sync import RSYNC, Job, sync
+from cryptbackd.worker.rsync_job import RSYNC, Job
+from cryptbackd.worker.sync import sync
 from cryptbackd.worker.versions.btrfs import BtrfsStore
 from cryptbackd.worker.versions.hardlinks import HardLinkStore
 

@@ -35,10 +35,11 @@ from ..quick.transfer import Place
 from ..recording import Recording, recording
 from ..release import release
 from ..remaining import tell, told
+from ..rsync_job import Job
 from ..rsync_version import rsync_version
 from ..sources import plan, stage
 from ..spot import read_back
-from ..sync import FULL, Job, Synced, sync
+from ..sync import FULL, Synced, sync
 from ..versions import VERSIONS, Store, ahead, copies, record, removal, store
 from ..whitelist import Header
 

@@ -16,8 +16,9 @@ from ...errors import ManifestDamaged, ToolFailed
 from ...model import Phase
 from ..control import Control
 from ..recording import Recording
+from ..rsync_job import RSYNC, Job
 from ..sources import is_inside
-from ..sync import RSYNC, Job, Synced
+from ..sync import Synced
 from .account import account
 from .changes import Changes, changes
 from .difference import TooMany, difference

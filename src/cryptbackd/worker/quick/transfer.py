@@ -17,8 +17,9 @@ import attrs
 from ...manifest import Record
 from ...run import run
 from ..control import Control
+from ..rsync_job import Job, Received
 from ..sources import is_inside
-from ..sync import Job, Received, Synced, copy_named, temporary
+from ..sync import Synced, copy_named, temporary
 from .changes import Changes
 from .large import LARGE, dig_holes, grow
 from .within import Within, attributes, within

@@ -19,7 +19,8 @@ from ...errors import Refused, ToolFailed
 from ...run import child, death
 from ...text import printable
 from ..control import Control
-from ..sync import BWRAP, end_everything_else
+from ..reader import BWRAP
+from ..sync import end_everything_else
 from .__main__ import VERSIONS
 
 _PYTHON = "/usr/bin/python3"
