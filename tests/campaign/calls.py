@@ -57,8 +57,8 @@ def calls(case: Case, *, end: str) -> None:
     case.errors_injected = end == "fails"
     case.plug()
     case.until_clear()
-    starts = 1 + 2 * POINTS
-    hold = Hold(case.vm, "/usr/bin/python3", "cryptbackd.worker --socket", times=starts)
+    enough = 2 * (POINTS + 1)
+    hold = Hold(case.vm, "/usr/bin/python3", "cryptbackd.worker --socket", times=enough)
     traced_run(case, "")
     points = changing(case.vm.pull("/run/calls").decode(errors="replace"))
     mine = points[case.verdict.seed * POINTS :][:POINTS]
