@@ -19,9 +19,9 @@ PHASES = (
 CHILDREN = {
     "rsync": ("/usr/bin/rsync", 2, 0.6),
     "cryptsetup": ("/usr/sbin/cryptsetup", 1, 0.3),
-    "mount": ("/usr/bin/mount", 2, 0.05),
-    "umount": ("/usr/bin/umount", 2, 0.05),
-    "btrfs": ("/usr/bin/btrfs", 1, 0.03),
+    "mount": ("/usr/bin/mount", 2, 0.02),
+    "umount": ("/usr/bin/umount", 2, 0.02),
+    "btrfs": ("/usr/bin/btrfs", 1, 0.01),
     "bwrap": ("/usr/bin/bwrap", 2, 0.3),
 }
 """Programs that a run starts: where, how often, and seconds for which it is there at least.
