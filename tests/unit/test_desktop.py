@@ -71,6 +71,13 @@ class Server:
                 await asyncio.sleep(0.01)
         return self.shown
 
+    async def has_closed(self, *numbers: int) -> None:
+        """Wait until these were closed, and no others."""
+        async with asyncio.timeout(10):
+            while len(self.closed) < len(numbers):
+                await asyncio.sleep(0.01)
+        assert self.closed == list(numbers)
+
     def _received(self, message: Message) -> Message | None:
         if message.message_type is not MessageType.METHOD_CALL or message.interface != NAME:
             return None
@@ -166,9 +173,8 @@ def test_a_server_that_does_not_replace_is_told_no_progress(act: Act) -> None:
             world.desktop.changed(at(done))
         world.desktop.finished(RESULT)
         shown = await world.server.has(3)
-        await world.quiet()
+        await world.server.has_closed(1, 2)  # nothing that tells of a backup stays
         assert [each.value for each in shown] == [0, 30, None]
-        assert world.server.closed == [1, 2]  # nothing that tells of a backup stays
 
     act(scene)
 
@@ -255,8 +261,7 @@ def test_nothing_tells_of_a_backup_when_the_daemon_or_the_agent_has_gone(act: Ac
         world.desktop.changed(at(0))
         await world.server.has(1)
         world.desktop.lost()
-        await world.quiet()
-        assert world.server.closed == [1]
+        await world.server.has_closed(1)
         world.desktop.known([at(0)])  # it is back, and goes on with the run
         assert (await world.server.has(2))[1].summary == "Backing up to home"
         await world.desktop.close()
