@@ -195,8 +195,7 @@ class Case:
                 self.vm.wait_journal(LINES[phase], since=self.cursor, timeout=PATIENCE)
             except CommandTimeout as error:
                 raise Hang(f"the run did not come to {phase}") from error
-            time.sleep(self.dice.uniform(0, 0.2))
-            self._waited = phase
+            self.is_in(phase)
             return
         told = f'"phase":{{"type":"s","data":"{phase}"}}'
         script = f"grep -q '{told}' < <(exec tail -n +1 -f /run/news 2> /dev/null)"
@@ -206,14 +205,23 @@ class Case:
             raise Hang(f"the run did not come to {phase}") from error
         time.sleep(self.dice.choice([0, 0, self.dice.uniform(0, 0.5)]))
 
+    def is_in(self, phase: str) -> None:
+        """Take down that the run is in this short phase, and wait for a moment of it."""
+        self._waited = phase
+        time.sleep(self.dice.uniform(0, 0.1))
+
     def note(self) -> None:
         """Write down where the run is: what follows is the damage."""
         self.verdict.moment = round(time.monotonic() - self._plugged, 2)
+        self.verdict.phase = self._waited
+        if self._waited:
+            self.hit = self.vm.clock()
+            return
         *last, clock = self.vm.run("tail -n 1 /run/news; date +%s.%N").out.splitlines()
         self.hit = float(clock)
         with suppress(ValueError, KeyError, IndexError):  # it may be half written
             drive = json.loads(last[0])["payload"]["data"][1]
-            self.verdict.phase = self._waited or drive["phase"]["data"] or drive["state"]["data"]
+            self.verdict.phase = drive["phase"]["data"] or drive["state"]["data"]
 
     def until_told(self) -> None:
         """Wait until the journal says how the run ended."""
