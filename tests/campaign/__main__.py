@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from tests.campaign import report
 from tests.campaign.case import Case, Hang, Stage, Verdict
-from tests.campaign.sabotage import CHILDREN, KINDS, PHASES, layer_of
+from tests.campaign.sabotage import CHILDREN, KINDS, layer_of
 from tests.machine import slots
 from tests.machine.guest import CommandFailed, CommandTimeout
 from tests.machine.wire import MachineLost
@@ -40,7 +40,7 @@ WHOLE = {
     "lying-bridge": 20,
     **dict.fromkeys(["call-fails", "call-kills"], 19),
     **dict.fromkeys([*(f"{name}-killed" for name in CHILDREN)], 10),
-    **{f"{what}-while-{phase}": 5 for what in ("pulled", "worker-killed") for phase in PHASES},
+    **{kind: 5 for kind in KINDS if "-while-" in kind},
 }
 """How many of each kind there are in all."""
 RESULTS = Path(__file__).parents[2] / "build" / "campaign.jsonl"

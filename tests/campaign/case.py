@@ -147,6 +147,10 @@ class Case:
         self.errors_injected = False
         """Whether system calls of the worker are made to fail."""
         self._plugged = 0.0
+        self.daemon = ""
+        """The number of its process, when the run begins."""
+        self._ahead = 0.0
+        """Seconds by which the machine's clock is ahead of this computer's."""
         self._waited = ""
         """The phase that was waited for, if the bus doesn't tell of it."""
 
@@ -170,17 +174,24 @@ class Case:
         # It is there when it hears what is said for it to hear.
         emit = "busctl emit /campaign org.campaign DriveChanged s begun"
         self.vm.run(f"until [ -s /run/news ]; do {emit}; done")
+        self.daemon = self.vm.run("systemctl show -P MainPID cryptbackd").out.strip()
+        # Of what is not known of its clock, that which makes what is measured longer.
+        self._ahead = self.vm.clock() - time.time()
 
     def mark(self) -> None:
         """What is looked at in the journal comes after this moment."""
         self.cursor = now(self.vm)
 
-    def plug(self, *, cache: bool = False, lies: bool = False) -> None:
-        """Plug the stick in, without waiting for anything; `cache`: by way of a bridge."""
+    def plug(self, *, cache: bool = False, lies: bool = False, bps: int = 0) -> None:
+        """Plug the stick in, without waiting for anything.
+
+        `cache`: by way of a bridge; `bps`: so fast, in bytes a second.
+        """
         self.mark()
         if cache:
             self.bridge = Bridge(self.stick.path, lies=lies)
-        self.stick.plug(bridge=self.bridge.socket if self.bridge else None, wait=False)
+        socket = self.bridge.socket if self.bridge else None
+        self.stick.plug(bridge=socket, bps=bps, wait=False)
         self._plugged = time.monotonic()
 
     def wait_moment(self) -> None:
@@ -210,18 +221,20 @@ class Case:
         self._waited = phase
         time.sleep(self.dice.uniform(0, 0.1))
 
-    def note(self) -> None:
-        """Write down where the run is: what follows is the damage."""
+    def strike(self) -> None:
+        """The damage is done at this moment."""
         self.verdict.moment = round(time.monotonic() - self._plugged, 2)
-        self.verdict.phase = self._waited
-        if self._waited:
-            self.hit = self.vm.clock()
-            return
-        *last, clock = self.vm.run("tail -n 1 /run/news; date +%s.%N").out.splitlines()
-        self.hit = float(clock)
-        with suppress(ValueError, KeyError, IndexError):  # it may be half written
-            drive = json.loads(last[0])["payload"]["data"][1]
-            self.verdict.phase = drive["phase"]["data"] or drive["state"]["data"]
+        self.hit = time.time() + self._ahead
+
+    def note(self) -> None:
+        """Write down what the run was doing when the damage was done."""
+        for line in self.vm.run(["tail", "-n", "30", "/run/news"]).out.splitlines():
+            with suppress(ValueError, LookupError, TypeError):  # half written, or of ours
+                told = json.loads(line)
+                if told["timestamp-realtime"] / 1e6 <= self.hit:
+                    drive = told["payload"]["data"][1]
+                    self.verdict.phase = drive["phase"]["data"] or drive["state"]["data"]
+        self.verdict.phase = self._waited or self.verdict.phase
 
     def until_told(self) -> None:
         """Wait until the journal says how the run ended."""
@@ -250,6 +263,8 @@ class Case:
         ends = list(filter(is_end, entries))
         if ends:
             self.verdict.told = f"{ends[0]['CRYPTBACK_OUTCOME']}: {ends[0]['MESSAGE']}"
+            if said := re.search(r"was killed by SIGKILL while (\w+)", self.verdict.told):
+                self.verdict.phase = said[1]
         elif any(map(self._is_interrupted, entries)):
             self.verdict.faults.append("the journal does not say how the run ended")
 
