@@ -46,6 +46,7 @@ kill -CONT "$pid"
 wait $run
 code=$?
 date +%s.%N
+grep -cE '\\(INJECTED\\)|killed by SIGKILL' /run/calls
 [ $code = 0 ] || cat /run/told >&2
 exit $code
 """
@@ -64,7 +65,8 @@ def calls(case: Case, *, end: str) -> None:
     mine = points[case.verdict.seed * POINTS :][:POINTS]
     case.verdict.phase = f"{len(points)} points: " + ", ".join(f"{name} {n}" for name, n in mine)
     for name, number in mine:
-        traced_run(case, f"-e inject={name}:{ENDS[end]}:when={number}")
+        if not traced_run(case, f"-e inject={name}:{ENDS[end]}:when={number}"):
+            case.verdict.faults.append(f"the run never came to {name} {number}")
         case.until_told()
         case.all_locked()
         case.outcome()
@@ -87,12 +89,14 @@ def changing(trace: str) -> list[tuple[str, int]]:
     return sorted(points)
 
 
-def traced_run(case: Case, injection: str) -> None:
-    """A run whose worker is traced, from its first instruction to its end."""
+def traced_run(case: Case, injection: str) -> int:
+    """A run whose worker is traced, from its first instruction to its end; how often it was hit."""
     case.vm.run(SMALL_CHANGE)
     case.mark()
     words = ["/bin/sh", "-c", RUN, "sh", ",".join(CHANGING), injection]
-    case.hit = float(case.vm.run(words, check=False, timeout=PATIENCE).out)
+    clock, hits = case.vm.run(words, check=False, timeout=PATIENCE).out.split()
+    case.hit = float(clock)
+    return int(hits)
 
 
 def plain_run(case: Case) -> None:
