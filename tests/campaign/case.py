@@ -263,8 +263,6 @@ class Case:
         ends = list(filter(is_end, entries))
         if ends:
             self.verdict.told = f"{ends[0]['CRYPTBACK_OUTCOME']}: {ends[0]['MESSAGE']}"
-            if said := re.search(r"was killed by SIGKILL while (\w+)", self.verdict.told):
-                self.verdict.phase = said[1]
         elif any(map(self._is_interrupted, entries)):
             self.verdict.faults.append("the journal does not say how the run ended")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 
@@ -105,6 +106,8 @@ def killed(case: Case, *, command: str, phase: str = "") -> None:
         case.verdict.phase = "nobody there"
     case.all_locked()
     case.outcome()
+    if said := re.search(r"was killed by SIGKILL while (\w+)", case.verdict.told):
+        case.verdict.phase = said[1]
     again(case)
 
 
