@@ -69,7 +69,7 @@ def manifests(vm: Machine, *directories: str) -> list[list[str]]:
 
 def split(text: str) -> list[list[str]]:
     """What the script prints of several directories: the lines of each."""
-    return [part.splitlines() for part in text.split("\n\n")[:-1]]
+    return [part.splitlines() for part in text.split("\n\n")]
 
 
 def versions(vm: Machine) -> list[str]:

@@ -1,7 +1,7 @@
 """Runs in a guest: prints what is to be kept of each file below a directory, a line of JSON each.
 
-Shares no code with the program under test. Its arguments are directories; after the lines of each
-comes an empty one.
+Shares no code with the program under test. Its arguments are directories; an empty line
+stands between the lines of two.
 """
 
 import base64
@@ -90,6 +90,7 @@ def show(top: bytes) -> None:
         print(json.dumps(shown, sort_keys=True))
 
 
-for argument in sys.argv[1:]:
-    show(os.fsencode(argument))
+show(os.fsencode(sys.argv[1]))
+for argument in sys.argv[2:]:
     print()
+    show(os.fsencode(argument))

@@ -427,7 +427,7 @@ def _kept(wanted: str, before: list[str], locked: set[str]) -> list[str]:
         if was["name"] == now["name"] and was["kind"] != oct(stat.S_IFDIR):
             was.pop("links", None)
             if all(was.get(what) == now[what] for what in ("kind", "size", "time")):
-                was = {**now, "sha256": was["sha256"]}
+                was = {**now, "sha512": was["sha512"]}
             return [json.dumps(was, sort_keys=True)]
     return []
 
