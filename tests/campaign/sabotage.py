@@ -79,8 +79,8 @@ def pulled(case: Case, *, phase: str = "") -> None:
     held = interrupted(case, phase, cache=bool(case.verdict.seed % 2))
     case.strike()
     case.pull()
-    if held:
-        held.go_on()
+    if held:  # it may have been ended meanwhile, as it should
+        case.vm.run(["kill", "-CONT", str(held.pid)], check=False)
     case.all_locked()
     case.note()
     case.outcome()
