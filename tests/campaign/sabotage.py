@@ -103,7 +103,9 @@ def killed(case: Case, *, command: str, phase: str = "") -> None:
     if kill.code:
         if phase:
             raise Hang(f"there was nobody to be killed while {phase}")
-        case.verdict.phase = "nobody there"
+        case.verdict.phase = "nobody there"  # yet, or any more
+        case.until_told()
+        case.hit = case.vm.clock()
     case.all_locked()
     case.outcome()
     if said := re.search(r"was killed by SIGKILL while (\w+)", case.verdict.told):
