@@ -25,7 +25,7 @@ import attrs
 from ..errors import Refused
 from ..restoring import SOURCE, reader_options
 from ..run import spawn
-from .reader import BWRAP
+from .bubblewrap import BWRAP
 from .rsync_job import RSYNC
 from .sync import end_everything_else
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,8 +18,8 @@ import attrs
 from ...errors import Refused, ToolFailed
 from ...run import child, death
 from ...text import printable
+from ..bubblewrap import BWRAP, confinement
 from ..control import Control
-from ..reader import BWRAP
 from ..sync import end_everything_else
 from .__main__ import VERSIONS
 
@@ -77,22 +77,7 @@ def serve(
         raise ToolFailed(f"What shows the versions failed: {how}. {last}".strip())
 
 
-@contextmanager
-def _arguments(versions: Path, viewer: Viewer) -> Iterator[int]:
-    """A descriptor with bubblewrap's arguments (bwrap(1))."""
-    arguments = ["--die-with-parent", "--unshare-pid", "--cap-drop", "ALL"]
-    for capability in _READS_ALL if viewer.user == 0 else _BECOMES:
-        arguments += ["--cap-add", capability]
-    arguments += ["--clearenv", "--setenv", "PATH", "/usr/bin", "--setenv", "LC_ALL", "C.UTF-8"]
-    arguments += ["--ro-bind", "/usr", "/usr"]
-    for link in ("bin", "sbin", "lib", "lib32", "lib64"):
-        if os.path.islink(f"/{link}"):
-            arguments += ["--symlink", f"usr/{link}", f"/{link}"]
-    arguments += ["--ro-bind", str(versions), VERSIONS, "--chdir", "/"]
-    fd = os.memfd_create("server-arguments", os.MFD_CLOEXEC)
-    try:
-        os.write(fd, b"".join(os.fsencode(argument) + b"\0" for argument in arguments))
-        os.lseek(fd, 0, os.SEEK_SET)
-        yield fd
-    finally:
-        os.close(fd)
+def _arguments(versions: Path, viewer: Viewer) -> AbstractContextManager[int]:
+    """A descriptor with bubblewrap's arguments."""
+    capabilities = _READS_ALL if viewer.user == 0 else _BECOMES
+    return confinement("server-arguments", capabilities, [(str(versions), VERSIONS)])
