@@ -74,6 +74,39 @@ def test_a_complaint_of_a_file_that_is_there_leaves_no_doubt(
     assert len(set(control.warnings)) == 1
 
 
+ATTRIBUTE = 'rsync: [receiver] rsync_xal_set: lsetxattr("{}","user.a: \\"b") failed: {} ({})'
+LIST = "rsync: [generator] set_acl: sys_acl_set_file({}, ACL_TYPE_ACCESS): {} ({})"
+LARGE = ("No space left on device", 28)
+UNKNOWN = ("Operation not supported", 95)
+
+
+@pytest.mark.parametrize("why", [LARGE, UNKNOWN])
+@pytest.mark.parametrize(
+    ("line", "path", "told"),
+    [
+        (ATTRIBUTE, "{target}/home/file", '"/home/file" was copied without user.a: \\"b: '),
+        (ATTRIBUTE, "{target}/home/é", '"/home/é" was copied without user.a: \\"b: '),
+        (LIST, "home/file", '"/home/file" was copied without ACL_TYPE_ACCESS: '),
+        (
+            ATTRIBUTE,
+            "{target}/.cryptback-tmp/a.b.xYz012",
+            'A file that is called "a.b" was copied ',
+        ),
+    ],
+)
+def test_an_attribute_that_the_filesystem_does_not_take_is_a_warning(
+    job: Job, control: Control, line: str, path: str, told: str, why: tuple[str, int]
+) -> None:
+    """Of a full container the same is told, for which versions are given up."""
+    job.target.mkdir()
+    rsync = _Rsync(job, control, dry=False)
+    rsync._err(line.format(path.format(target=job.target), *why).encode())
+    assert rsync._fatal is None
+    (warning,) = control.warnings
+    assert warning.startswith(told)
+    assert warning.endswith(f": {why[0]}.")
+
+
 @pytest.mark.parametrize(
     ("contents", "changed", "known"),
     [(False, False, True), (False, True, True), (True, False, True), (True, True, False)],

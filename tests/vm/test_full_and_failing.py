@@ -8,7 +8,7 @@ from tests.machine import Machine
 from tests.machine.enroll import credential, init
 from tests.vm.container import listing, opened
 from tests.vm.failing import first_is_whole, succeeds_next, tells
-from tests.vm.runs import MIB, drive, ended, now
+from tests.vm.runs import MIB, PATIENCE, drive, ended, now
 
 ENTRY = "/etc/cryptback/drives.d/home.toml"
 
@@ -188,3 +188,36 @@ def test_bad_entry_is_told_and_harms_no_other(enrolled: Machine) -> None:
     head = vm.run(f"grep ^uuid {ENTRY}").out
     vm.push(bad, f'{head}container = "other"\n[backup]\ninclude = ["/etc"]\n', 0o600)
     assert drive(vm, "broken")["state"] != "bad"
+
+
+TOO_LARGE = """
+import os
+
+os.mkdir("/srv/large")
+os.system("mount -t tmpfs tmpfs /srv/large")
+with open("/srv/large/file", "w") as file:
+    print("content", file=file)
+os.setxattr("/srv/large/file", "user.large", bytes(20_000))
+"""
+
+
+def test_an_attribute_that_is_too_large_for_the_container_costs_no_version(
+    enrolled: Machine,
+) -> None:
+    """Btrfs says that there is no room, and would with all versions gone."""
+    vm = enrolled
+    files = listing(vm, "/home/me")
+    vm.run(["python3", "-I", "-c", TOO_LARGE])
+    entry = "/etc/cryptback/drives.d/home.toml"
+    vm.run(["sed", "-i", 's|include = \\[|&"/srv/large", |', entry])
+    since = now(vm)
+    vm.stick("main").plug()
+    lost = "was copied without user.large: No space left on device."
+    tells(vm, f'A file that is called "file" {lost}', outcome="warnings", since=since)
+    since = now(vm)
+    vm.run(["cryptback", "run", "home"], check=False, timeout=PATIENCE)
+    tells(vm, f'"/srv/large/file" {lost}', outcome="warnings", since=since)
+    names = first_is_whole(vm, files)
+    assert len(names) == 3
+    with opened(vm) as container:
+        assert vm.run(["cat", f"{container.newest()}/srv/large/file"]).out == "content\n"

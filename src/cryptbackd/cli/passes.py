@@ -34,6 +34,7 @@ _COMPLAINT = re.compile(
     rb"rsync: \[(?P<side>\w+)[^]]*\] (?P<what>.*?)(?:\"(?P<path>[^\"].*)\".*?)?:"
     rb" (?P<why>[^:]+) \((?P<errno>\d+)\)"
 )
+_ATTRIBUTE = (b"rsync_xal_set: ", b"set_acl: ")
 _HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 """What keeps all of it from being written, and not only one file."""
 
@@ -158,7 +159,10 @@ class Pass:
                 why = "it is not in that version"
             self._fail(path, why)
             return
-        if number in _HOPELESS:
+        if match["what"].startswith(_ATTRIBUTE):
+            # The filesystem may not take one that large, though it has room (setxattr(2)).
+            path = path.partition(b'","')[0]
+        elif number in _HOPELESS:
             self._writer.hopeless(number)
             return
         path = path.removeprefix(self._target).lstrip(b"/")

@@ -19,6 +19,10 @@ _COMPLAINT = re.compile(
     r"rsync: \[(?P<side>sender|generator|receiver|Receiver)[^]]*\] "
     r"(?P<what>.*): (?P<why>[^:]+) \((?P<errno>[0-9]{1,6})\)"
 )
+_ATTRIBUTE = re.compile(
+    r'rsync_xal_set: \w+\("(?P<file>/.*)","(?P<name>.*)"\) failed'
+    r"|set_acl: \w+\((?P<path>.*), (?P<acl>ACL_TYPE_(?:ACCESS|DEFAULT))\)"
+)
 _VANISHED = re.compile(r'file has vanished: "(?P<path>.*)"')
 _DISCARDED = re.compile(r"ERROR: (?P<path>.*) failed verification -- update discarded\.")
 _OCTAL = re.compile(rb"\\#([0-3][0-7]{2})")
@@ -37,9 +41,11 @@ class Complaint:
     what: str
     """Words; with no *path* all that is told of it."""
     path: str | None
-    """As rsync writes it, absolute."""
+    """As rsync writes it, absolute; of an access control list below the root of the copy."""
     why: str
     errno: int
+    attribute: str = ""
+    """The extended attribute, or access control list, that could not be set, if it is that."""
 
 
 def complaint(line: str) -> Complaint | None:
@@ -48,10 +54,15 @@ def complaint(line: str) -> Complaint | None:
     if match is None:
         return None
     what, path = match["what"], None
+    sender = match["side"] == "sender"
+    number = int(match["errno"])
+    if not sender and (found := _ATTRIBUTE.fullmatch(what)):
+        path = found["file"] or found["path"]
+        return Complaint(sender, what, path, match["why"], number, found["name"] or found["acl"])
     begin, end = what.find('"/'), what.rfind('"')
     if 0 <= begin < end:
         what, path = what[:begin], what[begin + 1 : end]
-    return Complaint(match["side"] == "sender", what, path, match["why"], int(match["errno"]))
+    return Complaint(sender, what, path, match["why"], number)
 
 
 def vanished(line: str) -> str | None:

@@ -40,6 +40,8 @@ _LAST_WORDS = 0.1
 """Seconds that more is waited for of what an ended rsync had said: most is in the pipe by then."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+_ROOM = 1 << 20
+"""Bytes that no attribute takes."""
 _BROKEN = (errno.EIO, errno.EROFS, errno.ENODEV, errno.ENXIO, errno.EUCLEAN, errno.ENOMEDIUM)
 _NO_PATH = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 _PARTIAL, _VANISHED = 23, 24
@@ -304,6 +306,8 @@ class _Rsync:
                 self._warn_of(name, f"could not be read: {why}.")
             else:
                 self._warn(f"{printable(found.what.strip())} could not be read: {why}.")
+        elif found.attribute and not (found.errno in FULL and self._is_full()):
+            self._attribute_lost(found)
         elif found.errno in FULL:
             self._fatal = DriveFull("There is no room left in the container.")
         elif found.errno in _BROKEN:
@@ -314,6 +318,26 @@ class _Rsync:
         else:
             path = (found.path or "").removeprefix(str(self._job.target))
             self._warn_of(rsync_words.name(path), f"could not be copied in full: {why}.")
+
+    def _is_full(self) -> bool:
+        """Whether there is no room in the target for anything.
+
+        What is told of an attribute that is larger than a filesystem allows is the same
+        (setxattr(2), ENOSPC), and no room that is made would help.
+        """
+        status = os.statvfs(self._job.target)
+        inodes = status.f_favail if status.f_files else _ROOM
+        return status.f_bavail * status.f_frsize < _ROOM or not inodes
+
+    def _attribute_lost(self, found: Complaint) -> None:
+        path = rsync_words.name((found.path or "").removeprefix(str(self._job.target)))
+        lost = f"was copied without {printable(found.attribute)}: {printable(found.why)}."
+        directory, _slash, file = path.partition(b"/")
+        if directory == TEMPORARY.encode():
+            # It has no name yet, and is told by that of the next run.
+            self._warn(f"A file that is called {escaped(file.rpartition(b'.')[0])} {lost}")
+        else:
+            self._warn_of(path, lost)
 
     def _vanished(self, path: str) -> None:
         name = rsync_words.name(path.removeprefix(SOURCE))
