@@ -9,6 +9,7 @@ beneath it.  Between its birth and the arming there is a gap in which nothing en
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ import attrs
 from ... import kernel, paths
 from ...errors import DriveFailed, ForgedDrive, ToolFailed, WrongPassphrase
 from ...luks2 import CIPHER
-from ...run import run
+from ...run import Ended, run
 from ...text import printable, size
 from .. import sweep
 from ..control import Control
@@ -33,6 +34,8 @@ KDF_DEADLINE = 600
 """Seconds; Argon2 with 1 GiB on a machine that swaps takes minutes."""
 WRONG_KEY = 2
 """cryptsetup(8), "Return codes": no permission (bad passphrase)."""
+OUT_OF_MEMORY = 3
+"""The same."""
 CUT_SHORT = (
     "What is missing can't be brought back from this drive. Look at the container by hand, or"
     " remove it and enrol the drive anew."
@@ -201,12 +204,24 @@ def _unlock(
             # Whatever keeps a token from it, there are other sources.
             control.say(f"{key.source} does not open it: {ended.complaint}", priority=4)
         elif ended.status != WRONG_KEY:
-            raise DriveFailed(f"The volume can't be unlocked: {ended.complaint}")
+            raise _locked_still(ended)
         if purpose == "first-open":
             raise WrongPassphrase("The two passphrases differ.")
         if purpose != "open":
             raise WrongPassphrase("That passphrase does not open the drive; nothing was changed.")
         refused = key.source
+
+
+def _locked_still(ended: Ended) -> DriveFailed:
+    """Why the volume could not be unlocked, though not for a wrong passphrase."""
+    sentence = f"The volume can't be unlocked: {ended.complaint.rstrip('.')}"
+    if ended.status not in (OUT_OF_MEMORY, -signal.SIGKILL):
+        return DriveFailed(f"{sentence}.")
+    return DriveFailed(
+        f"{sentence}, as happens when there is too little memory.",
+        "The key derivation takes up to 1 GiB (`cryptsetup luksDump` tells how much): close other"
+        " programs, and plug the drive in again.",
+    )
 
 
 def _uuid(header: Header, mapping: str) -> str:
