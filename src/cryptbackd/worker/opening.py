@@ -157,7 +157,28 @@ def opening(
         found = Opening(name, volume, backing, drive, bound, tail, beneath, control)
         if tail is not None and not untouched:
             _take_up(found, tail, header)
+        if drive is not None and tail is not None and not extensible:
+            _warn_of_length(found, drive, tail)
         yield found
+
+
+def excess(drive: Outer, length: int) -> str:
+    """Why a container of *length* bytes can't be all that it claims to be; nothing where it can."""
+    status = os.fstatvfs(drive.filesystem.fd)
+    total = status.f_blocks * status.f_frsize
+    if length <= total:
+        return ""
+    return (
+        f"The container claims {size(length)} on a drive of {size(total)}: somebody made its file"
+        " longer."
+    )
+
+
+def _warn_of_length(found: Opening, drive: Outer, tail: Tail) -> None:
+    if why := excess(drive, tail.length):
+        found.control.warn(
+            f"{why} `cryptback resize {found.name} max` tells how long it was.", doubt=False
+        )
 
 
 def compare(name: str, header: Header, file: int, control: Control, *, untouched: bool) -> None:

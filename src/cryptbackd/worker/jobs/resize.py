@@ -26,7 +26,7 @@ from ..device import probe
 from ..layers import redo
 from ..layers.inner import OPTIONS, inner
 from ..layers.luks import extend, rebase
-from ..opening import Opening, Tail, begin, opening
+from ..opening import Opening, Tail, begin, excess, opening
 from ..remaining import told
 from ..unfinished import Stage
 from ..whitelist import Header
@@ -107,10 +107,9 @@ def _container(job: _Job, wanted: Wanted) -> str:
     status = os.fstatvfs(drive.filesystem.fd)
     total = status.f_blocks * status.f_frsize
     needed = lengths.needed(job.found.volume, job.fstype, job.header)
-    if wanted.how is How.MAX and current > total:
+    if wanted.how is How.MAX and (why := excess(drive, current)):
         raise Refused(
-            f"The container claims {size(current)} on a drive of {size(total)}: somebody made its"
-            " file longer.",
+            why,
             f"`cryptback resize {job.found.name} {-(-needed // sizes.MIB)}M` makes it as long as"
             " what is in it.",
         )
