@@ -46,11 +46,14 @@ campaign: ## All tests that are left, and many interruptions (CAMPAIGN='pulled=2
 	@packaging/bootstrap
 	@packaging/build-deb
 	@$(PYTHON) -m tests.machine build enrolled
-	@$(MAKE) fuzz
-	@$(PYTHON) -m pytest -q tests/vm -m campaign -n $(JOBS)
-	@$(PYTHON) -m tests.campaign --jobs $(JOBS) $(CAMPAIGN); status=$$?; \
-	    $(PYTHON) -m tests.campaign.report build/campaign.jsonl; exit $$status
-	@PYTHONPATH=src $(PYTHON) -m tests.fuzz --report
+	@failed=; \
+	    $(MAKE) fuzz || failed+=" fuzzing"; \
+	    $(PYTHON) -m pytest -q tests/vm -m campaign -n $(JOBS) || failed+=" tests"; \
+	    $(PYTHON) -m tests.campaign --jobs $(JOBS) $(CAMPAIGN) || failed+=" interruptions"; \
+	    $(PYTHON) -m tests.campaign.report build/campaign.jsonl || failed+=" report"; \
+	    PYTHONPATH=src $(PYTHON) -m tests.fuzz --report || failed+=" report"; \
+	    if [ "$$failed" ]; then echo "CAMPAIGN FAILED:$$failed"; exit 1; fi; \
+	    echo "CAMPAIGN PASSED"
 
 fuzz: ## Make up input for all that is read from others (FUZZ='--minutes 1 NAME' and the like)
 	@mkdir -p build/fuzz
