@@ -31,9 +31,14 @@ class Liar:
     orders: Path
     start: int
 
-    def shows(self, header: Path | None, *, by_turns: bool = False) -> None:
-        """Show this header from now on, or the honest one; *by_turns*: at every second reading."""
-        said = {"header": str(header) if header else "", "turns": by_turns, "start": self.start}
+    def shows(self, header: Path | None, *, by_turns: bool = False, mixed: bool = False) -> None:
+        """Show this header from now on, or the honest one.
+
+        *by_turns*: at every second reading of it; *mixed*: by every second request, so that
+        whoever reads all of it has pieces of both.
+        """
+        said = {"header": str(header) if header else "", "start": self.start}
+        said |= {"turns": by_turns or mixed, "mixed": mixed}
         fresh = self.orders.with_suffix(".new")
         fresh.write_text(json.dumps(said))
         fresh.rename(self.orders)
@@ -83,14 +88,16 @@ def get_size(image: int) -> int:
 def pread(image: int, buf: bytearray, offset: int, flags: int) -> None:
     buf[:] = os.pread(image, len(buf), offset)
     said = json.loads(Path(_told["orders"]).read_text())
-    start = said["start"]
-    if offset <= start < offset + len(buf):
-        _told["turn"] += 1
-    if not said["header"] or (said["turns"] and _told["turn"] % 2):
+    if not said["header"]:
         return
+    start = said["start"]
     header = Path(said["header"]).read_bytes()
     first, last = max(offset, start), min(offset + len(buf), start + len(header))
     if first < last:
+        if first == start or said["mixed"]:
+            _told["turn"] += 1
+        if said["turns"] and _told["turn"] % 2:
+            return
         buf[first - offset : last - offset] = header[first - start : last - start]
         with Path(_told["orders"]).with_suffix(".lies").open("ab") as lies:
             lies.write(b".")

@@ -78,19 +78,21 @@ def test_a_source_that_becomes_a_link_while_it_is_read_leads_nowhere(enrolled: M
 
 
 FOREIGN = """
-mkdir -p /tmp/evil
+mkdir -p /usr/local/evil
 for name in rsync mount umount cryptsetup dmsetup btrfs find sort bwrap env blkid python3 sh; do
-    printf '#!/bin/sh\\n/usr/bin/touch /tmp/evil/ran\\n' > /tmp/evil/$name
+    printf '#!/bin/sh\\necho > /run/cryptbackd/ran; echo > /run/ran\\n' \\
+        > /usr/local/evil/$name
 done
-chmod 755 /tmp/evil/*
+chmod 755 /usr/local/evil/*
 for name in sitecustomize usercustomize cryptbackd click attr json; do
-    echo 'open("/tmp/evil/ran", "w")' > /tmp/evil/$name.py
+    echo 'open("/run/cryptbackd/ran", "w"); open("/run/ran", "w")' > /usr/local/evil/$name.py
 done
 """
 ENVIRONMENT = (
-    "PATH=/tmp/evil PYTHONPATH=/tmp/evil PYTHONHOME=/tmp/evil PYTHONSTARTUP=/tmp/evil/json.py"
-    " PYTHONINSPECT=1 RSYNC_RSH=/tmp/evil/rsync RSYNC_CONNECT_PROG=/tmp/evil/rsync"
-    " RSYNC_CHECKSUM_LIST=none RSYNC_PARTIAL_DIR=/tmp/evil LD_LIBRARY_PATH=/tmp/evil"
+    "PATH=/usr/local/evil PYTHONPATH=/usr/local/evil PYTHONHOME=/usr/local/evil"
+    " PYTHONSTARTUP=/usr/local/evil/json.py PYTHONINSPECT=1"
+    " RSYNC_RSH=/usr/local/evil/rsync RSYNC_CONNECT_PROG=/usr/local/evil/rsync"
+    " RSYNC_CHECKSUM_LIST=none RSYNC_PARTIAL_DIR=/usr/local/evil LD_LIBRARY_PATH=/usr/local/evil"
 )
 
 
@@ -109,11 +111,11 @@ def test_the_environment_changes_nothing(enrolled: Machine) -> None:
     go_on(vm)
     assert ended(vm)["CRYPTBACK_OUTCOME"] == "done"
     since = now(vm)
-    command = f"/usr/bin/env {ENVIRONMENT.replace('LD_LIBRARY_PATH=/tmp/evil', '')}"
+    command = f"/usr/bin/env {ENVIRONMENT.replace('LD_LIBRARY_PATH=/usr/local/evil', '')}"
     vm.run(f"{command} /usr/bin/cryptback restore home /home/me/documents --to /srv", timeout=120)
     assert vm.journal(since=since, MESSAGE="You may unplug home now.")
     assert vm.run("diff -r --no-dereference /srv/documents /home/me/documents").out == ""
-    assert vm.run("ls /tmp/evil/ran", check=False).code != 0
+    assert vm.run("find /run/ran /run/cryptbackd/ran 2> /dev/null", check=False).out == ""
 
 
 def test_the_names_of_files_are_told_to_whom_the_drive_is_for(enrolled: Machine) -> None:

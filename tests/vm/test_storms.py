@@ -7,7 +7,7 @@ import pytest
 from tests.machine import Machine
 from tests.vm.container import listing
 from tests.vm.failing import KERNEL_MISSES_IT, first_is_whole, succeeds_next
-from tests.vm.runs import PATIENCE, begun, drive, ended, outcomes, settled
+from tests.vm.runs import PATIENCE, begun, drive, outcomes, settled
 
 # As `udevadm trigger` does it, without a process for each.
 EVENTS = """
@@ -65,5 +65,4 @@ def test_a_stick_that_is_in_and_out(enrolled: Machine, times: int) -> None:
     )
     succeeds_next(vm)
     assert len(first_is_whole(vm, files)) >= 2
-    if begun(vm) > 1:
-        assert ended(vm)["CRYPTBACK_OUTCOME"] in ("failed", "done", "cancelled")
+    assert len(outcomes(vm)) == begun(vm)  # each was told how it ended
