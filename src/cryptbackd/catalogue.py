@@ -8,6 +8,7 @@ up to which number they count.  What is opened here is closed when the call, or 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -21,9 +22,10 @@ from typing import Any
 import attrs
 
 from . import foreign, paths
+from .text import size
 
 _NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z:._-]{0,99}")
-_LARGEST = 16 << 20
+LARGEST = 16 << 20
 """Bytes that a record may have; a longer one is no record."""
 
 
@@ -86,9 +88,14 @@ def kept(name: str, up_to: int) -> list[Kept]:
 
 
 def raw_record(path: Path) -> bytes:
-    """What is in a record, here or on a drive; raises OSError, also for no regular file."""
+    """What is in a record, here or on a drive; raises OSError, also for what can be none: no
+    regular file, or one that is too long (EFBIG).
+    """
     with _opened(path) as file:
-        return file.read(_LARGEST)
+        raw = file.read(LARGEST + 1)
+    if len(raw) > LARGEST:
+        raise OSError(errno.EFBIG, f"it is longer than {size(LARGEST)}", str(path))
+    return raw
 
 
 def sha256(path: Path) -> str:

@@ -128,11 +128,15 @@ class Said:
 
 @attrs.frozen
 class Warned:
-    """A sentence that makes the run end "with warnings"; ``message`` as in :class:`Said`."""
+    """A sentence that makes the run end "with warnings"; ``message`` as in :class:`Said`.
+
+    ``many``: one of very many, perhaps (``warned``).
+    """
 
     SAY: ClassVar[str] = "warned"
     text: str
     message: str = ""
+    many: bool = False
 
 
 @attrs.frozen

@@ -90,3 +90,9 @@ def test_paths_are_opened_with_the_rights_of_the_user_alone(tmp_path: Path) -> N
     magic = rights.opened(nobody, ["/proc/self/root"], os.O_PATH)["/proc/self/root"]
     assert isinstance(magic, OSError)
     assert os.geteuid() == 0
+
+
+def test_a_list_names_no_more_than_fits_into_a_versions_record() -> None:
+    lists._want_short([f"/home/me/{number}" for number in range(10_000)], lists._ROOM // 4)
+    with pytest.raises(OSError, match="200,000 paths are more"):
+        lists._want_short([f"/home/me/{number}" for number in range(200_000)], lists._ROOM)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 from tests import hostile
 from tests.machine import Machine
 from tests.vm.container import TREE, opened
-from tests.vm.runs import MIB, PATIENCE, STOP, copied, ended, news, now, random_files
+from tests.vm.runs import MIB, PATIENCE, STOP, copied, drive, ended, news, now, random_files
 
 ENTRY = "/etc/cryptback/drives.d/home.toml"
 LIST = "/home/me/.config/backup_list.txt"
@@ -105,6 +107,27 @@ def test_a_list_gets_nobody_a_file_that_they_could_not_read(enrolled: Machine) -
     vm.run(["rm", LIST])
     assert f'The list "{LIST}" can\'t be read: No such file or directory.' in back_up(vm)
     assert inside(vm, "find . ! -type d | sort") == expected
+
+
+def test_a_warning_for_each_of_very_many_files_hides_no_version(enrolled: Machine) -> None:
+    vm = enrolled
+    vm.run("mkdir -p /home/me/.config /home/me/many && chown -R me: /home/me && umask 077"
+           " && cd /home/me/many && seq -f roots-own-%05g 4000 | xargs touch")  # fmt: skip
+    entry(vm, '"/etc/hostname"')
+    write(vm, "~/many")
+    since = now(vm)
+    vm.stick("main").plug()
+    assert ended(vm, since=since)["CRYPTBACK_OUTCOME"] == "warnings"
+    shown = json.loads(vm.run(["cryptback", "versions", "home", "--json"]).out)["versions"]
+    told = shown[-1]["warnings"]
+    named, more = told[:-1], re.fullmatch(r"… and ([\d,]+) more\.", told[-1])
+    assert more is not None, told[-1]
+    assert len(named) > 500
+    assert len(named) + int(more[1].replace(",", "")) == 4000
+    assert drive(vm)["warnings"] == told
+    vm.run("rm -r /home/me/many/*")
+    assert "than this computer remembers" not in back_up(vm)
+    assert inside(vm, "ls home/me/many") == []
 
 
 def test_nobody_waits_for_a_filesystem_that_a_user_serves(enrolled: Machine) -> None:

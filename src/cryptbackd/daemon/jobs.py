@@ -15,6 +15,7 @@ import attrs
 
 from ..config import Entry
 from ..model import Device, JobKind, Outcome, Phase, Progress, RunResult, StopReason
+from ..warned import Warnings
 from .keys import Chain
 from .watch import Seen
 from .worker_process import WorkerProcess
@@ -46,7 +47,7 @@ class Job:
     asking: asyncio.Task[None] | None = None
     phase: Phase = Phase.STARTING
     progress: Progress | None = None
-    warnings: list[str] = attrs.field(factory=list)
+    warnings: Warnings = attrs.field(factory=Warnings)
     stop: StopReason | None = None
     pulled: bool = False
     left: asyncio.Event = attrs.field(factory=asyncio.Event)

@@ -224,13 +224,13 @@ class Supervisor:
                 await self._sweep(job.name)
             if result.error == "DriveFailed" and await self._has_left(job):
                 result = jobs.pulled_result(job)
-                result.warnings = list(job.warnings)
+                result.warnings = job.warnings.told
             if job.stop is not None and job.stop.is_taken_up:
                 job.interrupted = result.outcome is Outcome.CANCELLED and job.begins_again
             return result
         job.interrupted = True
         result = jobs.pulled_result(job) if job.pulled else jobs.death_result(job, status)
-        result.warnings = list(job.warnings)
+        result.warnings = job.warnings.told
         await self._sweep(job.name)
         if job.name in self.stuck:
             result.sentence = f"{result.sentence} {' '.join(self.stuck[job.name])}"
@@ -256,7 +256,7 @@ class Supervisor:
                 self._say(job, message.text, message.priority, message.message)
                 return
             case protocol.Warned():
-                job.warnings.append(message.text)
+                job.warnings.add(message.text, many=message.many)
                 self._say(job, message.text, journal.Priority.WARNING, message.message)
             case protocol.KeyWanted():
                 self._stop_asking(job)

@@ -74,7 +74,7 @@ class Views:
             last_finished=last.finished if last is not None else 0.0,
             last_success=self.history.last_success(name),
             **verification.last(self.history, name),
-            warnings=tuple(job.warnings)
+            warnings=tuple(job.warnings.told)
             if job is not None
             else (last.warnings if last is not None else ()),
             safe=state is State.IDLE and device is not None and self._may_unplug(device),

@@ -18,6 +18,7 @@ from ..errors import Cancelled, CryptbackError, WrongPassphrase
 from ..model import Outcome, Phase, Progress, RunResult, StopReason
 from ..run import Interrupt
 from ..text import printable
+from ..warned import Warnings
 
 PROGRESS_EVERY = 0.25
 """Seconds between two progress messages."""
@@ -42,8 +43,8 @@ class Control:
         self._stop: StopReason | None = None
         self._end_of_phase: Callable[[], None] = _nothing
         self._spoke = 0.0
-        self.warnings: list[str] = []
-        self.doubts: list[str] = []
+        self.warnings = Warnings()
+        self.doubts = Warnings()
         """Those of the warnings after which it is not certain what the drive holds."""
         self.safe = False
         """Set by ``release`` once every condition of "you may unplug" is proven."""
@@ -77,15 +78,18 @@ class Control:
         """A sentence for the journal."""
         self._send(protocol.Said(text, message, priority))
 
-    def warn(self, text: str, message: str = "", *, doubt: bool = True) -> None:
+    def warn(self, text: str, message: str = "", *, doubt: bool = True, many: bool = False) -> None:
         """A sentence that makes the run end with warnings.
 
         *doubt*: and the next one compare in full, since it is not certain what the drive holds.
+        *many*: there may be one for every file or source, and then some are only counted; the
+        journal is told of each, and takes what its limit for warnings of a service lets through
+        (RateLimitBurst=, journald.conf(5)).
         """
-        self.warnings.append(text)
+        self.warnings.add(text, many=many)
         if doubt:
-            self.doubts.append(text)
-        self._send(protocol.Warned(text, message))
+            self.doubts.add(text, many=True)
+        self._send(protocol.Warned(text, message, many))
 
     def key(self, purpose: str, refused: str = "") -> tuple[protocol.Key, int]:
         """A key for the volume and its descriptor (-1 with a token), the caller's to close.
@@ -128,21 +132,12 @@ class Control:
             error.hint,
             error=type(error).__name__,
             safe=self.safe,
-            warnings=list(self.warnings),
+            warnings=self.warnings.told,
         )
 
     def finish(self, result: RunResult) -> None:
-        """The last message.  Long lists of warnings are cut to what one packet carries."""
+        """The last message."""
         self._end_of_phase()
-        kept: list[str] = []
-        room = protocol.MAX_PACKET // 4
-        for warning in result.warnings:
-            room -= 6 * len(warning) + 4
-            if room < 0:
-                kept.append(f"… and {len(result.warnings) - len(kept)} more.")
-                break
-            kept.append(warning)
-        result.warnings = kept
         self._send(protocol.Finished(result))
 
     def _take(self, message: protocol.Message) -> None:

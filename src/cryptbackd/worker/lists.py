@@ -11,6 +11,7 @@ Nothing here lives longer than the call, but for the descriptors in the plans, w
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 import attrs
 
 from ..config import Entry
-from ..text import printable
+from ..text import count, printable
 from ..trusted import open_as_root
 from . import rights
 from .control import Control, escaped
@@ -27,6 +28,11 @@ from .sources import Plan, Source, is_inside, unveil
 
 _LARGEST = 1 << 20
 """Bytes of a list that are read."""
+_ROOM = 8 << 20
+"""Bytes of a version's record that all lists together may take, half of what it may have: each
+takes its share at most, so that no user's list keeps others' from being backed up."""
+_EACH = 64
+"""Bytes that a path takes in the record beside its name, which stands there twice."""
 _NAMED = 5
 """Bad lines of one list that are named one by one."""
 
@@ -88,6 +94,7 @@ def gather(
         whose = None if whose is not None and whose.uid == 0 else whose
         try:
             lists[path] = _read(path, whose, control)
+            _want_short(lists[path], _ROOM // len(entry.backup.include_from))
         except OSError as exc:
             lists[path] = list(last_lists.get(path, ()))
             control.warn(
@@ -166,6 +173,11 @@ def _read(path: str, whose: Rights | None, control: Control) -> list[str]:
         more = f"… and {len(bad) - _NAMED} more lines of the list {escaped(path)}."
         control.warn(more, doubt=False)
     return named
+
+
+def _want_short(named: list[str], room: int) -> None:
+    if 2 * len(json.dumps(named)) + _EACH * len(named) > room:
+        raise OSError(0, f"{count(len(named), 'path')} are more than a version can tell of")
 
 
 def _want_roots(path: str, status: os.stat_result) -> None:

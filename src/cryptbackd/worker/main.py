@@ -160,7 +160,7 @@ def _do(start: Start, control: Control) -> RunResult:
             f"cryptbackd made a mistake: {type(exc).__name__}.",
             "The journal has the details; please report it.",
             error="CryptbackError",
-            warnings=list(control.warnings),
+            warnings=control.warnings.told,
         )
 
 

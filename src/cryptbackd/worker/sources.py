@@ -79,7 +79,7 @@ def plan(
         except OSError as exc:
             why = "is missing" if exc.errno == errno.ENOENT else f"can't be read: {exc.strerror}"
             sentence = f"The source {escaped(path)} {why}. Its last state was kept."
-            control.warn(sentence, doubt=False)
+            control.warn(sentence, doubt=False, many=True)
             kept.append(Source(path, before))
             continue
         source.filesystem = _filesystem(path, source.fd)
@@ -90,7 +90,8 @@ def plan(
             elif _is_empty(source.fd) and _has_content(last_tree, path):
                 fault = "is empty, and was not before"
         if fault:
-            control.warn(f"The source {escaped(path)} {fault}. {hint}", doubt=False)
+            sentence = f"The source {escaped(path)} {fault}. {hint}"
+            control.warn(sentence, doubt=False, many=True)
             os.close(source.fd)
             kept.append(Source(path, before))
         else:
@@ -102,6 +103,7 @@ def plan(
                 f"{escaped(point)} is another filesystem and was left out"
                 " (`cross_filesystems = true` would take it along).",
                 doubt=False,
+                many=True,
             )
     return Plan(tuple(read), tuple(kept), skipped, cross_filesystems)
 

@@ -53,6 +53,8 @@ def read_back(
     *share*: of the bytes, as the entry has it (0: none; None: a few files).  *took*: seconds of
     the run until now.  Whoever stops the run meanwhile ends this: the version is made.
     """
+    if not versions:
+        return  # the drive shows none any more: the next run's ledger tells
     newest = versions[-1]
     path = paths.catalogue(name) / newest.manifest_path.name  # no need to ask the drive for it
     if share == 0 or not newest.manifest or not path.exists():
@@ -101,7 +103,7 @@ def _tell(
     verification.readback.passed = lambda _length: None
     verification.find_copies(versions[::-1], Manifests(name, control).records)
     for damage in damages.values():
-        control.warn(damage.sentence(name), "damaged")
+        control.warn(damage.sentence(name), "damaged", many=True)
     control.warn(f"Read all of it back: cryptback verify {name} --full", "damaged")
 
 

@@ -305,7 +305,7 @@ class _Rsync:
                 name = rsync_words.name(found.path.removeprefix(SOURCE))
                 self._warn_of(name, f"could not be read: {why}.")
             else:
-                self._warn(f"{printable(found.what.strip())} could not be read: {why}.")
+                self._warn(f"{printable(found.what.strip())} could not be read: {why}.", many=True)
         elif found.attribute and not (found.errno in FULL and self._is_full()):
             self._attribute_lost(found)
         elif found.errno in FULL:
@@ -335,7 +335,8 @@ class _Rsync:
         directory, _slash, file = path.partition(b"/")
         if directory == TEMPORARY.encode():
             # It has no name yet, and is told by that of the next run.
-            self._warn(f"A file that is called {escaped(file.rpartition(b'.')[0])} {lost}")
+            named = escaped(file.rpartition(b".")[0])
+            self._warn(f"A file that is called {named} {lost}", many=True)
         else:
             self._warn_of(path, lost)
 
@@ -356,12 +357,12 @@ class _Rsync:
         name = escaped(b"/" + path)
         if name not in self._job.named:
             self._job.named.add(name)
-            self._warn(f"{name} {what}", doubt=not known)
+            self._warn(f"{name} {what}", doubt=not known, many=True)
 
-    def _warn(self, sentence: str, *, doubt: bool = True) -> None:
+    def _warn(self, sentence: str, *, doubt: bool = True, many: bool = False) -> None:
         if not self._dry:
             self._complained = True
-            self._control.warn(sentence, doubt=doubt)
+            self._control.warn(sentence, doubt=doubt, many=many)
 
     def _judge(self, status: int) -> None:
         if self._fatal is not None:

@@ -261,5 +261,5 @@ def _done(sentence: str, control: Control) -> RunResult:
         Outcome.WARNINGS if control.warnings else Outcome.DONE,
         sentence,
         safe=control.safe,
-        warnings=list(control.warnings),
+        warnings=control.warnings.told,
     )

@@ -52,7 +52,7 @@ def browse(start: protocol.Start, control: Control) -> RunResult:
         Outcome.WARNINGS if control.warnings else Outcome.DONE,
         f"Its versions were open for browsing by {who}.",
         safe=control.safe,
-        warnings=list(control.warnings),
+        warnings=control.warnings.told,
     )
 
 

@@ -177,7 +177,7 @@ def init(start: protocol.Start, control: Control) -> RunResult:
         Outcome.WARNINGS if control.warnings else Outcome.DONE,
         "The drive is enrolled; nothing was backed up yet.",
         safe=control.safe,
-        warnings=list(control.warnings),
+        warnings=control.warnings.told,
     )
 
 

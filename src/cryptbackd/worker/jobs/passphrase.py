@@ -98,7 +98,7 @@ def passphrase(start: protocol.Start, control: Control) -> RunResult:
         Outcome.WARNINGS if control.warnings else Outcome.DONE,
         change.sentence + _about_kit(start.name),
         safe=control.safe,
-        warnings=list(control.warnings),
+        warnings=control.warnings.told,
     )
 
 

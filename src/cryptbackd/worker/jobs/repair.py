@@ -47,7 +47,7 @@ def repair(start: protocol.Start, control: Control) -> RunResult:
         Outcome.WARNINGS if control.warnings else Outcome.DONE,
         sentence,
         safe=control.safe,
-        warnings=list(control.warnings),
+        warnings=control.warnings.told,
     )
 
 

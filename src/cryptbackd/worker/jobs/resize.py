@@ -73,7 +73,7 @@ def resize(start: protocol.Start, control: Control) -> RunResult:
         Outcome.WARNINGS if control.warnings else Outcome.DONE,
         sentence,
         safe=control.safe,
-        warnings=list(control.warnings),
+        warnings=control.warnings.told,
     )
 
 

@@ -105,7 +105,7 @@ def _result(over: Over, version: str, control: Control) -> RunResult:
         Outcome.WARNINGS if control.warnings or over.left else Outcome.DONE,
         f"{files} of the version {version} {done}.{kept}",
         safe=control.safe,
-        warnings=list(control.warnings),
+        warnings=control.warnings.told,
     )
 
 

@@ -147,7 +147,7 @@ class _Job:
     def _tell(self) -> None:
         damages = list(self._verification.damages.values())
         for damage in damages[:_MOST_NAMED]:
-            self._control.warn(damage.sentence(self._name), "damaged")
+            self._control.warn(damage.sentence(self._name), "damaged", many=True)
         if len(damages) > _MOST_NAMED:
             rest = count(len(damages) - _MOST_NAMED, "more file")
             self._control.warn(f"{rest} are damaged.", "damaged")
@@ -159,7 +159,7 @@ class _Job:
         seen = self._verification
         read = f"{count(seen.files, 'file')} ({size(self._read_size)})"
         where = self._where()
-        warnings = list(self._control.warnings)
+        warnings = self._control.warnings.told
         if self._is_damaged:
             here = {version.path.name for version in self._chosen}
             damaged = sum(not here.isdisjoint(each.versions) for each in seen.damages.values())

@@ -149,7 +149,7 @@ class _Transfer:
         self.done = Transferred()
 
     def run(self) -> None:
-        doubts = len(self._control.doubts)
+        doubts = self._control.doubts.number
         for path in self._what.remove:
             self._target.remove(path)
             self._control.check()
@@ -168,7 +168,7 @@ class _Transfer:
             self._dig_holes()
             self._bring_back(large)
         self.done.failed = {path for job in self._place.jobs for path in job.failed}
-        self.done.doubtful = len(self._control.doubts) > doubts
+        self.done.doubtful = self._control.doubts.number > doubts
 
     # Large files
 

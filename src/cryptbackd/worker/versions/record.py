@@ -21,9 +21,10 @@ from typing import Any
 import attrs
 
 from ... import foreign
-from ...catalogue import manifest_sha256, raw_record
+from ...catalogue import LARGEST, manifest_sha256, raw_record
+from ...errors import Refused
 from ...model import LedgerEntry
-from ...text import printable
+from ...text import printable, size
 from .retention import Dated
 
 FORMAT = 1
@@ -134,7 +135,10 @@ def fresh_name(directory: Path) -> str:
 
 
 def write(directory: Path, name: str, fields: dict[str, Any]) -> Version:
-    """Write the record of the version *name*, durably; the version itself comes after."""
+    """Write the record of the version *name*, durably; the version itself comes after.
+
+    Raises Refused where it would be longer than what is read of one.
+    """
     record = {
         "format": FORMAT,
         "version": name,
@@ -143,6 +147,12 @@ def write(directory: Path, name: str, fields: dict[str, Any]) -> Version:
         **fields,
     }
     raw = json.dumps(record, indent=1, ensure_ascii=True).encode() + b"\n"
+    if len(raw) > LARGEST:
+        raise Refused(
+            f"The record of the version would have {size(len(raw))}, and nothing would read one"
+            f" longer than {size(LARGEST)}.",
+            "Name fewer sources, in the entry and its lists: directories that hold them.",
+        )
     path = directory / f"{name}.json"
     fresh = directory / f".{name}.json.new"
     fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
