@@ -65,7 +65,8 @@ class Start:
     ``jobs.passphrase`` does; for a survey ``container`` and ``size``; for browsing ``user``,
     ``groups`` (numbers, of whom it is shown to) and ``who``, that user's name; for a restore
     what ``jobs.restore`` does.
-    ``ledger`` is what the computer remembers of the drive, if anything.
+    ``ledger`` is what the computer remembers of the drive, if anything; ``forgotten``: it may have
+    remembered something that is lost.
     """
 
     SAY: ClassVar[str] = "start"
@@ -75,6 +76,7 @@ class Start:
     entry: str = ""
     ledger: LedgerEntry | None = None
     options: dict[str, Any] = attrs.field(factory=dict)
+    forgotten: bool = False
 
 
 @attrs.frozen

@@ -270,3 +270,13 @@ def test_the_ledgers_version_may_have_been_let_go_by_a_run_that_was_not_recorded
     altered = attrs.evolve(first.ledger, nonce="other")
     assert "is not on it any more" in record.judge([made], altered)
     assert "older than this computer remembers" in record.judge([first], made.ledger)
+
+
+def test_a_drive_of_which_all_was_forgotten_is_in_doubt(container: Container) -> None:
+    assert record.doubt([], None, forgotten=True) == ""
+    first = container.make(1)
+    assert record.doubt([first], None, forgotten=False) == ""
+    assert "is lost: it may be a copy" in record.doubt([first], None, forgotten=True)
+    assert record.doubt([first], first.ledger, forgotten=False) == ""
+    other = attrs.evolve(first.ledger, sequence=2)
+    assert record.doubt([first], other, forgotten=False).startswith("The drive is not as")

@@ -176,3 +176,58 @@ def test_container_that_is_no_plain_file_is_refused(enrolled: Machine, impostor:
     tamper(vm, "cd /mnt/drive && rm -r backup.luks && mv real backup.luks")
     assert back_up(vm)["CRYPTBACK_OUTCOME"] == "done"
     assert len(first_is_whole(vm, files)) == 2
+
+
+LOCK = """
+# Keeps the history from being written, as a full /var does, but not from being read.
+import os, sqlite3, time
+
+db = sqlite3.connect("/var/lib/cryptbackd/history.db", isolation_level=None)
+db.execute("BEGIN IMMEDIATE")
+open("/run/locked", "w").close()
+while os.path.exists("/run/locked"):
+    time.sleep(0.1)
+"""
+
+
+def test_drive_set_back_is_reported_while_the_history_cannot_be_written(enrolled: Machine) -> None:
+    vm = enrolled
+    files = listing(vm, "/home/me")
+    stick = vm.stick("main")
+    old = stick.path.with_suffix(".old")
+    copy_sparse(stick.path, old)
+    vm.run("echo new > /home/me/new")
+    succeeds_next(vm)
+    stick.pull()
+    copy_sparse(old, stick.path)
+    vm.run("rm /home/me/tagged")
+    holder = vm.spawn(["/usr/bin/python3", "-I", "-"], LOCK.encode())
+    vm.run("timeout 20 sh -c 'until [ -e /run/locked ]; do sleep 0.1; done'")
+    since = now(vm)
+    stick.plug()
+    end = tells(vm, "It is older than this computer remembers", outcome="warnings", since=since)
+    assert "Nothing on it is deleted in this run." in end["MESSAGE"]
+    shown = [str(entry["MESSAGE"]) for entry in vm.journal(since=since)]
+    assert any("history.db can't be used (database is locked)" in line for line in shown)
+    vm.run(["rm", "/run/locked"])
+    holder.wait()
+
+    # What was known meanwhile is in the file afterwards.
+    succeeds_next(vm)
+    vm.run(["systemctl", "restart", "cryptbackd"])
+    assert len(history(vm)) == 4
+    succeeds_next(vm)
+    assert len(first_is_whole(vm, files)) == 4
+
+
+def test_drive_is_in_doubt_when_the_history_was_lost(enrolled: Machine) -> None:
+    vm = enrolled
+    files = listing(vm, "/home/me")
+    vm.run("systemctl stop cryptbackd && echo broken > /var/lib/cryptbackd/history.db")
+    since = now(vm)
+    vm.run(["systemctl", "start", "cryptbackd"])
+    vm.stick("main").plug()
+    end = tells(vm, "What this computer remembered .* is lost", outcome="warnings", since=since)
+    assert "Nothing on it is deleted in this run." in end["MESSAGE"]
+    succeeds_next(vm)
+    assert len(first_is_whole(vm, files)) == 3

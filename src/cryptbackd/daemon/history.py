@@ -1,16 +1,13 @@
 """What was done: runs, ended insertions, and the ledger of each drive.
 
-One SQLite file below the state directory, written with ``synchronous=FULL``, so that what
-was recorded survives a loss of power.  The database is never a reason not to back up: one
-that can't be read is moved aside, and when nothing can be written the history goes on in
-memory; either is told to the journal.  Which run was the last is known from the order in which
-they were recorded: a clock may be set back between two of them.
+It lives as long as its ``database``, which is never a reason not to back up.  Which run was the
+last is known from the order in which they were recorded: a clock may be set back between two of
+them.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,68 +15,9 @@ from pathlib import Path
 import attrs
 
 from ..model import JobKind, LedgerEntry, Outcome, RunResult
-from ..text import printable
+from .database import Database
 from .policy import Past
 from .schedule import Moment
-
-_VERSION = 3
-_MOMENTS = """
-CREATE TABLE moments (
-    entry TEXT NOT NULL,
-    what TEXT NOT NULL,
-    said REAL NOT NULL,
-    counts REAL NOT NULL,
-    PRIMARY KEY (entry, what)
-);
-"""
-_SCHEMA = """
-CREATE TABLE runs (
-    id TEXT PRIMARY KEY,
-    entry TEXT NOT NULL,
-    job TEXT NOT NULL,
-    boot_id TEXT NOT NULL,
-    diskseq INTEGER NOT NULL,
-    started REAL NOT NULL,
-    finished REAL,
-    outcome TEXT,
-    interrupted INTEGER NOT NULL DEFAULT 0,
-    error TEXT NOT NULL DEFAULT '',
-    sentence TEXT NOT NULL DEFAULT '',
-    hint TEXT NOT NULL DEFAULT '',
-    warnings TEXT NOT NULL DEFAULT '[]',
-    version TEXT NOT NULL DEFAULT '',
-    files INTEGER NOT NULL DEFAULT 0,
-    size INTEGER NOT NULL DEFAULT 0,
-    changed_files INTEGER NOT NULL DEFAULT 0,
-    changed_bytes INTEGER NOT NULL DEFAULT 0,
-    safe INTEGER NOT NULL DEFAULT 0,
-    powered_off INTEGER NOT NULL DEFAULT 0,
-    touched INTEGER NOT NULL DEFAULT 1
-);
-CREATE INDEX runs_by_entry ON runs (entry, started);
-CREATE INDEX runs_by_insertion ON runs (boot_id, diskseq);
-CREATE TABLE ejected (
-    boot_id TEXT NOT NULL,
-    diskseq INTEGER NOT NULL,
-    PRIMARY KEY (boot_id, diskseq)
-);
-CREATE TABLE ledger (
-    entry TEXT PRIMARY KEY,
-    sequence INTEGER NOT NULL,
-    version TEXT NOT NULL,
-    nonce TEXT NOT NULL,
-    record_sha256 TEXT NOT NULL
-);
-"""
-
-_STEPS = {
-    1: """
-ALTER TABLE runs ADD COLUMN touched INTEGER NOT NULL DEFAULT 1;
-UPDATE runs SET touched = 0 WHERE outcome = 'skipped';
-""",
-    2: _MOMENTS,
-}
-"""What makes a schema of this version one of the next."""
 
 _BACKUPS = (JobKind.BACKUP.value, JobKind.INIT.value)
 """The jobs that one insertion is one of."""
@@ -138,12 +76,7 @@ class History:
     """The open history.  *trouble* is told, in a sentence, what went wrong with it."""
 
     def __init__(self, path: Path, trouble: Callable[[str], None]) -> None:
-        self._path = path
-        self._trouble = trouble
-        try:
-            self._db = self._open()
-        except (sqlite3.DatabaseError, OSError, _UnknownVersion) as exc:
-            self._db = self._begin_anew(exc)
+        self._db = Database(path, trouble)
 
     def close(self) -> None:
         """Close the database; nothing can be asked or recorded any more."""
@@ -154,7 +87,7 @@ class History:
         it once, after the sweep.
         """
         unfinished = [_run(row) for row in self._ask("WHERE finished IS NULL", ())]
-        self._write(
+        self._db.execute(
             "UPDATE runs SET finished = ?, outcome = ?, interrupted = 1, sentence = ?"
             " WHERE finished IS NULL",
             (now, Outcome.FAILED.value, sentence),
@@ -167,9 +100,10 @@ class History:
         ]
 
     def begin(self, run: Run, insertion: Insertion) -> None:
-        """Record that *run* has begun."""
-        self._write(
-            "INSERT INTO runs (id, entry, job, boot_id, diskseq, started)"
+        """Record that *run* has begun; in the file, if that can be written to again."""
+        self._db.return_to_file()
+        self._db.execute(
+            "INSERT OR REPLACE INTO runs (id, entry, job, boot_id, diskseq, started)"
             " VALUES (?, ?, ?, ?, ?, ?)",
             (
                 run.id, run.entry, run.job.value,
@@ -179,7 +113,7 @@ class History:
 
     def finish(self, run_id: str, result: RunResult, interrupted: bool, now: float) -> None:
         """Record how the run ended."""
-        self._write(
+        self._db.execute(
             "UPDATE runs SET finished = ?, outcome = ?, interrupted = ?, error = ?, sentence = ?,"
             " hint = ?, warnings = ?, version = ?, files = ?, size = ?, changed_files = ?,"
             " changed_bytes = ?, safe = ?, powered_off = ?, touched = ? WHERE id = ?",
@@ -219,7 +153,7 @@ class History:
 
     def last_attempt(self, entry: str) -> float:
         """When the last backup of *entry* ended that was not skipped (Unix time; 0: never)."""
-        rows = self._execute(
+        rows = self._db.execute(
             "SELECT finished FROM runs WHERE entry = ? AND finished IS NOT NULL"
             " AND job IN (?, ?) AND outcome != 'skipped' ORDER BY rowid DESC LIMIT 1",
             (entry, *_BACKUPS),
@@ -228,7 +162,7 @@ class History:
 
     def last_success(self, entry: str) -> float:
         """When the last run of *entry* that made a version ended (Unix time; 0: never)."""
-        rows = self._execute(
+        rows = self._db.execute(
             "SELECT finished FROM runs WHERE entry = ? AND version != ''"
             " AND outcome IN ('done', 'warnings') ORDER BY rowid DESC LIMIT 1",
             (entry,),
@@ -237,21 +171,21 @@ class History:
 
     def moment(self, entry: str, what: str) -> Moment | None:
         """A moment of *entry* that is kept (see ``schedule``)."""
-        rows = self._execute(
+        rows = self._db.execute(
             "SELECT said, counts FROM moments WHERE entry = ? AND what = ?", (entry, what)
         )
         return Moment(*rows[0]) if rows else None
 
     def keep_moment(self, entry: str, what: str, moment: Moment) -> None:
         """Keep a moment, in the place of the one before."""
-        self._write(
+        self._db.execute(
             "INSERT OR REPLACE INTO moments VALUES (?, ?, ?, ?)",
             (entry, what, moment.said, moment.counts),
         )
 
     def past(self, entry: str, insertion: Insertion) -> list[Past]:
         """The backups of *entry* in this insertion, as the policy wants to know them."""
-        rows = self._execute(
+        rows = self._db.execute(
             "SELECT outcome, interrupted FROM runs WHERE entry = ? AND boot_id = ? AND diskseq = ?"
             " AND job IN (?, ?) ORDER BY rowid",
             (entry, insertion.boot_id, insertion.diskseq, *_BACKUPS),
@@ -269,15 +203,15 @@ class History:
 
     def eject(self, insertion: Insertion) -> None:
         """Somebody asked for this disk to be let go: the insertion is over for every entry."""
-        self._write("DELETE FROM ejected WHERE boot_id != ?", (insertion.boot_id,))
-        self._write(
+        self._db.execute("DELETE FROM ejected WHERE boot_id != ?", (insertion.boot_id,))
+        self._db.execute(
             "INSERT OR IGNORE INTO ejected VALUES (?, ?)", (insertion.boot_id, insertion.diskseq)
         )
 
     def ejected(self, insertion: Insertion) -> bool:
         """Whether :meth:`eject` was said of this insertion."""
         return bool(
-            self._execute(
+            self._db.execute(
                 "SELECT 1 FROM ejected WHERE boot_id = ? AND diskseq = ?",
                 (insertion.boot_id, insertion.diskseq),
             )
@@ -285,90 +219,29 @@ class History:
 
     def ledger(self, entry: str) -> LedgerEntry | None:
         """What is remembered of the last proven version of *entry*."""
-        rows = self._execute(
+        rows = self._db.execute(
             "SELECT sequence, version, nonce, record_sha256 FROM ledger WHERE entry = ?", (entry,)
         )
         return LedgerEntry(*rows[0]) if rows else None
 
+    def has_forgotten(self, entry: str) -> bool:
+        """Whether :meth:`ledger` knows nothing of *entry*, but may have known something."""
+        return self._db.forgetful and self.ledger(entry) is None
+
     def set_ledger(self, entry: str, ledger: LedgerEntry | None) -> None:
         """Remember *ledger* for *entry*; None forgets it (a new container holds nothing)."""
         if ledger is None:
-            self._write("DELETE FROM ledger WHERE entry = ?", (entry,))
+            self._db.execute("DELETE FROM ledger WHERE entry = ?", (entry,))
             return
-        self._write(
+        self._db.execute(
             "INSERT OR REPLACE INTO ledger VALUES (?, ?, ?, ?, ?)", (entry, *attrs.astuple(ledger))
         )
 
     def forget(self, entry: str) -> None:
         """Forget all of *entry*."""
         for table in ("runs", "moments", "ledger"):
-            self._write(f"DELETE FROM {table} WHERE entry = ?", (entry,))  # noqa: S608
+            self._db.execute(f"DELETE FROM {table} WHERE entry = ?", (entry,))  # noqa: S608
 
     def _ask(self, rest: str, values: Sequence[object]) -> list[sqlite3.Row]:
         # What is put together here are column names and clauses of ours, never a value.
-        return self._execute(f"SELECT {_COLUMNS} FROM runs {rest}", values)  # noqa: S608
-
-    def _write(self, statement: str, values: Sequence[object]) -> None:
-        self._execute(statement, values)
-
-    def _execute(self, statement: str, values: Sequence[object]) -> list[sqlite3.Row]:
-        try:
-            return self._db.execute(statement, values).fetchall()
-        except sqlite3.DatabaseError as exc:
-            self._db.close()
-            self._db = self._remember_only(exc)
-            return self._db.execute(statement, values).fetchall()
-
-    def _open(self) -> sqlite3.Connection:
-        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-        db = sqlite3.connect(self._path, isolation_level=None)
-        try:
-            db.execute("PRAGMA synchronous = FULL")
-            version = db.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
-                _create(db)
-            elif version in _STEPS:
-                steps = "".join(_STEPS[step] for step in range(version, _VERSION))
-                _change(db, steps)
-            elif version != _VERSION:
-                raise _UnknownVersion(f"its schema has version {version}")
-            elif db.execute("PRAGMA quick_check").fetchone()[0] != "ok":
-                raise sqlite3.DatabaseError("it is damaged")
-        except BaseException:
-            db.close()
-            raise
-        return db
-
-    def _begin_anew(self, fault: Exception) -> sqlite3.Connection:
-        aside = self._path.with_name(f"{self._path.name}.unreadable")
-        try:
-            os.replace(self._path, aside)
-            db = self._open()
-        except (sqlite3.DatabaseError, OSError) as exc:
-            return self._remember_only(exc)
-        self._trouble(
-            f"The history {self._path} can't be read ({printable(str(fault))});"
-            f" it was moved to {aside}, and a new one begun."
-        )
-        return db
-
-    def _remember_only(self, fault: Exception) -> sqlite3.Connection:
-        self._trouble(
-            f"The history {self._path} can't be used ({printable(str(fault))});"
-            " what happens now is remembered only until the service stops."
-        )
-        db = sqlite3.connect(":memory:", isolation_level=None)
-        _create(db)
-        return db
-
-
-class _UnknownVersion(Exception):
-    """A schema that this program does not know."""
-
-
-def _create(db: sqlite3.Connection) -> None:
-    _change(db, _SCHEMA + _MOMENTS)
-
-
-def _change(db: sqlite3.Connection, steps: str) -> None:
-    db.executescript(f"BEGIN; {steps} PRAGMA user_version = {_VERSION}; COMMIT;")
+        return self._db.execute(f"SELECT {_COLUMNS} FROM runs {rest}", values)  # noqa: S608

@@ -212,7 +212,7 @@ class Supervisor:
         job.worker.send(
             protocol.Start(
                 job.kind, job.name, job.device, job.entry_text,
-                self.history.ledger(job.name), job.options,
+                self.history.ledger(job.name), job.options, self.history.has_forgotten(job.name),
             )
         )  # fmt: skip
         status = await job.worker.ended()

@@ -68,6 +68,7 @@ def backup(start: protocol.Start, control: Control) -> RunResult:
             entry=entry,
             toml=start.entry,
             ledger=start.ledger,
+            forgotten=start.forgotten,
             accept=bool(start.options.get("accept")),
             contents=bool(start.options.get("full")),
             place=place,
@@ -138,6 +139,7 @@ def back_up(
     entry: Entry,
     toml: str,
     ledger: LedgerEntry | None,
+    forgotten: bool,
     accept: bool,
     contents: bool,
     place: Path,
@@ -145,14 +147,15 @@ def back_up(
 ) -> Kept:
     """Sync the sources into the opened container and make a version of it.
 
-    A drive that is not as the ledger says is warned about and nothing on it is deleted.
+    A drive that is not as the ledger says, or as a ledger might that is lost (*forgotten*), is
+    warned about and nothing on it is deleted.
     """
     started = int(time.time())
     keeper = store(tree)
     directory = tree.path / VERSIONS
     found = record.versions(directory)
     last = found[-1] if found else None
-    verdict = record.judge(found, ledger)
+    verdict = record.doubt(found, ledger, forgotten=forgotten)
     _tidy(keeper, directory, verdict, accept=accept, control=control)
     keeper.begin(last.path if last else None)
     last_tree = keeper.last_state()
@@ -321,8 +324,7 @@ def _tidy(keeper: Store, directory: Path, verdict: str, *, accept: bool, control
         removal.finish(keeper, directory, control)
         return
     control.warn(
-        f"The drive is not as this computer remembers it. {verdict}"
-        + ("" if accept else " Nothing on it is deleted in this run."),
+        verdict + ("" if accept else " Nothing on it is deleted in this run."),
         "drive_older",
     )
 

@@ -165,6 +165,7 @@ def init(start: protocol.Start, control: Control) -> RunResult:
                 entry=entry,
                 toml=toml,
                 ledger=None,
+                forgotten=False,
                 accept=False,
                 contents=False,
                 place=place,

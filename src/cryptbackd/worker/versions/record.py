@@ -91,6 +91,20 @@ def versions(directory: Path) -> list[Version]:
     return sorted(found, key=lambda version: version.sequence)
 
 
+def doubt(found: list[Version], ledger: LedgerEntry | None, *, forgotten: bool) -> str:
+    """Why nothing is to be deleted on the drive, in sentences; "" where all is as it should be.
+
+    *forgotten*: there may have been a ledger.
+    """
+    if ledger is None and forgotten and found:
+        return (
+            "What this computer remembered of the drive is lost: it may be a copy, have been set"
+            " back, or have lost what it said it had written."
+        )
+    verdict = judge(found, ledger)
+    return verdict and f"The drive is not as this computer remembers it. {verdict}"
+
+
 def judge(found: list[Version], ledger: LedgerEntry | None) -> str:
     """What is wrong with the drive by the ledger, as a sentence; "" for nothing.
 
