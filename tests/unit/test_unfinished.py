@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cryptbackd import paths
-from cryptbackd.errors import DriveFailed
+from cryptbackd.errors import DriveFailed, Refused
 from cryptbackd.worker import superblock, unfinished
 from cryptbackd.worker.layers import redo
 from cryptbackd.worker.unfinished import Next, Note, Stage
@@ -94,6 +94,84 @@ def test_a_note_is_kept_until_it_is_forgotten(
     assert list(paths.unfinished("home").parent.iterdir()) == []
     paths.unfinished("home").write_text('{"uuid": "uuid", "before"')
     assert unfinished.read("home", "uuid") is None
+
+
+MINE, OTHERS = (digit * 8 + "-0000-4000-8000-" + digit * 12 for digit in "ab")
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(paths, "STATE", tmp_path)
+    monkeypatch.setattr(paths, "DRIVES_D", tmp_path)
+    return tmp_path / "unfinished"
+
+
+def left(name: str, uuid: str, stage: Stage = Stage.MERGING) -> Note:
+    kept = Note(uuid, 2, 1, stage, ("a", "b"))
+    unfinished.write(name, kept)
+    unfinished.staged(name).write_text(f"blocks of {uuid}")
+    return kept
+
+
+def test_what_finishes_another_drive_is_set_aside_until_that_comes_back(state: Path) -> None:
+    for name in ("home", "work"):
+        (state.parent / f"{name}.toml").touch()
+    others = left("home", OTHERS)
+    assert unfinished.sort_out("home", MINE) == state / f"{OTHERS}.json"
+    assert unfinished.read("home", MINE) is None
+    unfinished.forget("home")
+    mine = left("home", MINE)
+    assert unfinished.sort_out("home", MINE) is None
+    assert unfinished.read("home", MINE) == mine
+
+    # Under another name, or under its own while that is taken.
+    assert unfinished.sort_out("work", OTHERS) is None
+    assert unfinished.read("work", OTHERS) == others
+    assert unfinished.staged("work").read_text() == f"blocks of {OTHERS}"
+    assert unfinished.sort_out("work", MINE) == state / f"{OTHERS}.json"
+    assert unfinished.sort_out("home", OTHERS) == state / f"{MINE}.json"
+    assert unfinished.read("home", OTHERS) == others
+    assert unfinished.staged("home").read_text() == f"blocks of {OTHERS}"
+    assert sorted(path.name for path in state.iterdir()) == [
+        f"{MINE}.blocks", f"{MINE}.json", "home.blocks", "home.json",
+    ]  # fmt: skip
+
+
+def test_what_is_an_entrys_stays_its(state: Path) -> None:
+    """A copy of the drive, which has the same UUID, is no reason to take it."""
+    mine = left("home", MINE)
+    (state.parent / "home.toml").touch()
+    assert unfinished.sort_out("copy", MINE) is None
+    assert unfinished.read("copy", MINE) is None
+    (state.parent / "home.toml").unlink()
+    assert unfinished.sort_out("copy", MINE) is None
+    assert unfinished.read("copy", MINE) == mine
+
+
+def test_a_move_that_was_cut_off_is_gone_on_with(state: Path) -> None:
+    others = left("home", OTHERS)
+    unfinished.staged("home").rename(unfinished.staged(OTHERS))
+    assert unfinished.sort_out("home", MINE) == state / f"{OTHERS}.json"
+    unfinished.staged(OTHERS).rename(unfinished.staged("home"))
+    assert unfinished.sort_out("home", OTHERS) is None
+    assert unfinished.read("home", OTHERS) == others
+    assert unfinished.staged("home").read_text() == f"blocks of {OTHERS}"
+
+
+def test_a_name_for_which_blocks_wait_is_not_given_to_another_drive(state: Path) -> None:
+    unfinished.want_none("home")
+    for stage in Stage:
+        left("home", OTHERS, stage)
+        if stage is not Stage.MERGING:
+            unfinished.want_none("home")
+            continue
+        with pytest.raises(Refused, match="called home is half written to"):
+            unfinished.want_none("home")
+    left("home", OTHERS)
+    paths.unfinished("home").write_text("{")
+    with pytest.raises(Refused):
+        unfinished.want_none("home")
+    assert (state / "home.blocks").exists()
 
 
 MAKE = {

@@ -242,6 +242,20 @@ def test_purge_keeps_the_headers_and_says_so(enrolled: Machine) -> None:
     assert "ID_CRYPTBACK" not in udev(vm, stick.partition)
 
 
+def test_purge_keeps_what_a_drive_is_half_written_from(enrolled: Machine) -> None:
+    vm = enrolled
+    vm.run("mkdir -p /var/lib/cryptbackd/unfinished && cd /var/lib/cryptbackd/unfinished"
+           " && touch home.json home.blocks")  # fmt: skip
+    told = vm.run("dpkg --purge cryptbackd 2>&1", timeout=120).out
+    assert "kept /var/lib/cryptbackd/unfinished" in told
+    left = vm.run("find /var/lib/cryptbackd -type f | sort").out.split()
+    assert [path.rpartition("cryptbackd/")[2] for path in left] == [
+        "headers/home",
+        "unfinished/home.blocks",
+        "unfinished/home.json",
+    ]
+
+
 def test_purge_without_a_drive_leaves_nothing(vm: Machine) -> None:
     told = vm.run("dpkg --purge cryptbackd 2>&1", timeout=120).out
     assert "kept" not in told

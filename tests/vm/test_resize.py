@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.machine import Machine, Stick
-from tests.machine.enroll import PASSPHRASE, credential, init, make_files
+from tests.machine.enroll import CHEAP, PASSPHRASE, credential, init, make_files
 from tests.machine.guest import Result
 from tests.vm.container import TREE, listing, opened
 from tests.vm.failing import KERNEL_MISSES_IT, NO_PLYMOUTH, Hold, kill, nothing_left, tells
@@ -354,6 +354,55 @@ def test_half_merged_and_changed_elsewhere_nothing_more_is_written(enrolled: Mac
     assert end["CRYPTBACK_OUTCOME"] == "warnings", end["MESSAGE"]
     assert "something else has changed it since: the rest was not written." in end["MESSAGE"]
     inside(vm, "ext4", files, 160)
+    assert no_note(vm)
+
+
+def test_half_merged_and_its_name_given_away_it_is_finished_when_it_is_back(
+    enrolled: Machine,
+) -> None:
+    vm = enrolled
+    files = listing(vm, "/home/me")
+    main = stick(vm, "ext4")
+    hold = Hold(vm, DMSETUP, "status")
+    vm.expect_journal("^cryptbackd: (home|new): failed: ")
+    working = vm.spawn(["cryptback", "resize", "home", "140M"])
+    kill(vm, hold.wait().worker)
+    working.wait(check=False, timeout=60)
+    state, entry = "/var/lib/cryptbackd", "/etc/cryptback/drives.d/home.toml"
+    vm.run(f"mv {entry} /root/entry && cp {state}/headers/home /root/header")
+    main.pull()
+
+    # Nobody is given that name, unless the entry is written by hand.
+    credential(vm, "new")
+    other = vm.stick("other", size=128 << 20, fs="ext4")
+    other.plug()
+    options = ["--filesystem", "ext4", "--size", "48M"]
+    asked = ["--name", "home", "--include", "/home/me", "--passphrase-fd", "0", "--yes", *CHEAP]
+    command = ["cryptback", "init", other.partition, *asked, *options]
+    refused = vm.run(command, input=f"{PASSPHRASE}\n".encode(), check=False, timeout=120)
+    assert refused.code == 1
+    assert "A drive that was called home is half written to" in refused.err
+    assert vm.run(f"ls {state}/unfinished").out.split() == ["home.blocks", "home.json"]
+    init(vm, other.partition, "new", *options)
+    other.pull()
+    vm.run(f"mv /etc/cryptback/drives.d/new.toml {entry}")
+    vm.run(f"cp {state}/headers/new {state}/headers/home")
+    since = now(vm)
+    other.plug()
+    ended(vm, since=since)
+    said = [str(line["MESSAGE"]) for line in vm.journal(since=since)]
+    assert any("cut off of another drive that was called home" in line for line in said)
+    names = vm.run(f"ls {state}/unfinished").out.split()
+    assert [name.rpartition(".")[2] for name in names] == ["blocks", "json"]
+    assert "home.json" not in names
+    other.pull()
+
+    vm.run(f"mv /root/entry {entry} && mv /root/header {state}/headers/home")
+    since = now(vm)
+    main.plug()
+    ended(vm, since=since)
+    assert length(vm, "ext4") == 140
+    inside(vm, "ext4", files, 140)
     assert no_note(vm)
 
 

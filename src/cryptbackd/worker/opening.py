@@ -133,6 +133,7 @@ def opening(
             access = os.O_RDONLY if untouched else os.O_RDWR
             files = stack.enter_context(container(drive, entry.container, access))
             file = files.fds[0]
+            sort_out(name, header, control)
             finish_merge(name, header, files, control, untouched=untouched)
             tail = stack.enter_context(ended(name, files, control))
             bound = stack.enter_context(joined(files.fds, name))
@@ -235,6 +236,18 @@ def _cut(tail: Tail, length: int) -> None:
     unfinished.forget(tail.name)
     if tail.why:
         tail.control.say(f"{tail.why}: it has {size(length)}.", "resize_settled")
+
+
+def sort_out(name: str, header: Header, control: Control) -> None:
+    """Set aside what is left of another drive's change of length, which had the name before."""
+    aside = unfinished.sort_out(name, header.uuid)
+    if aside is not None:
+        control.warn(
+            f"A change of length was cut off of another drive that was called {name}. What finishes"
+            f" it is {aside} now, and is used when that drive is enrolled again.",
+            "resize_settled",
+            doubt=False,
+        )
 
 
 def finish_merge(

@@ -18,6 +18,9 @@ SHRINKING   a filesystem as before or shorter, a file as        the filesystem i
             before                                              the tail off: done; else: undone
 ==========  ==================================================  ==============================
 
+The rest of a MERGING one is nowhere else: it is never thrown away because an entry's name has come
+to be another drive's, but waits under the UUID of its volume.
+
 A tail is only cut off behind the end of the filesystem, by what the filesystem itself says.  With
 several files it may begin in any of them.
 """
@@ -34,10 +37,13 @@ from pathlib import Path
 import attrs
 
 from .. import foreign, paths
+from ..errors import Refused
 from .header import fsync_directory
 
 _SECTORS = re.compile(r"[0-9a-f]+(?: [0-9a-f]+)*")
 """Hashes of the sectors of a page (``layers.redo``)."""
+_UUID = re.compile(r"[0-9a-f-]{36}")
+"""Longer than any name of an entry."""
 
 
 class Stage(StrEnum):
@@ -105,9 +111,56 @@ def write(name: str, note: Note) -> None:
 
 def read(name: str, uuid: str) -> Note | None:
     """The note about the entry *name*, if it is about the volume *uuid*."""
+    note = _read(name)
+    return note if note is not None and note.uuid == uuid else None
+
+
+def sort_out(name: str, uuid: str) -> Path | None:
+    """Have the note of the entry *name* be that about the volume *uuid*, if there is one.
+
+    What is about another volume is set aside under that one's UUID; returned is where the note
+    lies then.  One that lies under what is no entry's name is that of whoever opens its volume.
+    """
+    note = _read(name)
+    if note is not None and note.uuid == uuid:
+        return None
+    aside = None
+    if note is not None and _UUID.fullmatch(note.uuid):
+        _move(name, note.uuid)
+        aside = paths.unfinished(note.uuid)
+    for path in sorted(paths.unfinished(name).parent.glob("*.json")):
+        note = _read(path.stem)
+        is_entry = (paths.DRIVES_D / f"{path.stem}.toml").exists()
+        if note is not None and note.uuid == uuid and not is_entry:
+            _move(path.stem, name)
+            break
+    return aside
+
+
+def want_none(name: str) -> None:
+    """Raise Refused where the rest of a drive's container waits here under the name *name*."""
+    note = _read(name)
+    if staged(name).exists() and (note is None or note.stage is Stage.MERGING):
+        raise Refused(
+            f"A drive that was called {name} is half written to: a change of its length was cut"
+            " off, and only this computer can finish it.",
+            "Choose another name; or put that drive's entry back and plug it in, and the next run"
+            " finishes it.",
+        )
+
+
+def _move(name: str, other: str) -> None:
+    """The note last: cut off before, it is moved the next time."""
+    for path in (staged, paths.unfinished):
+        with suppress(FileNotFoundError):
+            path(name).rename(path(other))
+    fsync_directory(paths.unfinished(name).parent)
+
+
+def _read(name: str) -> Note | None:
     try:
         raw = foreign.loads(paths.unfinished(name).read_bytes())
-        note = Note(
+        return Note(
             str(raw["uuid"]),
             _length(raw["before"]),
             _length(raw["after"]),
@@ -116,7 +169,6 @@ def read(name: str, uuid: str) -> Note | None:
         )
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
-    return note if note.uuid == uuid else None
 
 
 def _length(value: object) -> int:

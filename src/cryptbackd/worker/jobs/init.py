@@ -21,7 +21,7 @@ from ...model import Device, Outcome, Phase, RunResult
 from ...run import run
 from ...sizes import MIB, sensible
 from ...text import size
-from .. import allocate, whitelist, workspace
+from .. import allocate, unfinished, whitelist, workspace
 from .. import header as headers
 from ..allocate import NewContainer, new_container
 from ..control import Control
@@ -114,6 +114,7 @@ def init(start: protocol.Start, control: Control) -> RunResult:
     device = start.device
     place = workspace.make(options.name)
     render(options, "0000-0000")
+    unfinished.want_none(options.name)
     facts = examine(device, start.options, place)
     if facts.problems:
         raise Refused(**facts.problems[0])
