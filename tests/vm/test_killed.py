@@ -198,6 +198,38 @@ def test_tool_killed_after_udev_used_its_cookie_is_swept_by_the_daemon(enrolled:
     succeeds_next(vm)
 
 
+OTHERS_COOKIE = """
+# A program that has told udev of its cookie, and waits for it later than udev has answered.
+import subprocess, time
+
+def run(*argv):
+    return subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+
+DMSETUP = "/usr/sbin/dmsetup"
+cookie = run(DMSETUP, "udevcreatecookie")
+run(DMSETUP, "create", "other", "--udevcookie", cookie, "--table", "0 8 zero")
+run(DMSETUP, "remove", "other", "--udevcookie", cookie)
+run("/usr/bin/udevadm", "settle")
+open("/run/settled", "w").close()
+time.sleep(1)
+run(DMSETUP, "udevreleasecookie", cookie)
+"""
+
+
+def test_another_programs_cookie_stays_until_it_is_waited_for(enrolled: Machine) -> None:
+    vm = enrolled
+    stopped = in_the_gap(vm)
+    vm.run(["kill", "-STOP", str(stopped.pid)])
+    udev_goes_on(vm)
+    other = vm.spawn(["/usr/bin/python3", "-I", "-"], OTHERS_COOKIE.encode())
+    vm.run("timeout 20 sh -c 'until [ -e /run/settled ]; do sleep 0.02; done'")
+    kill(vm, stopped.worker)
+    assert other.wait(timeout=60).code == 0
+    tells(vm, "The worker was killed by SIGKILL while unlocking")
+    assert cookies(vm) == 0
+    succeeds_next(vm)
+
+
 def test_service_killed_in_the_gap_is_swept_by_exec_stop_post(enrolled: Machine) -> None:
     vm = enrolled
     drop_in(vm, "Restart=no")

@@ -5,9 +5,9 @@ cryptsetup making a mapping and the arming.  The daemon sweeps after every worke
 at its start, and systemd sweeps after the daemon's end (``ExecStopPost=``).
 
 Only a mapping whose name *and* dm UUID are ours is touched, and only udev cookies that came
-up while a volume of ours was being opened, that nobody waits for, and whose last user is
-dead.  Nothing here waits for udev (``--noudevsync``): a udev that doesn't answer is one way
-in which such a mapping comes to be.
+up while a volume of ours was being opened, that nobody waits for, whose last user is dead, and
+that nobody has used for some seconds.  Nothing here waits for udev (``--noudevsync``): a udev that
+doesn't answer is one way in which such a mapping comes to be.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from .. import kernel, paths
 from ..errors import ToolFailed
@@ -35,6 +36,12 @@ _VOLUME, _OVERLAY, _PARTS = range(3)
 """How deep a mapping lies: the volume, what keeps its changes, what joins its files."""
 PATIENCE = 5.0
 """Seconds in which what was closed must be gone."""
+_QUIET = 3.0
+"""Seconds after its last use in which a cookie may still be waited for.
+
+udev's ``dmsetup udevcomplete`` is gone as soon as it has used one, and whoever made that (LVM, a
+program of a user) may not have come to its waiting yet (dm_udev_wait(), libdevmapper.h).
+"""
 
 
 def main(name: str | None) -> int:
@@ -128,14 +135,24 @@ def noted(name: str) -> Iterator[None]:
     note.unlink()
 
 
-def _cookies() -> dict[int, int]:
-    """Semaphore id to key of every device-mapper udev cookie (proc_sysvipc(5))."""
+class _Cookie(NamedTuple):
+    key: int
+    used: int
+    """When it was made or used last (Unix time)."""
+
+
+def _cookies() -> dict[int, _Cookie]:
+    """Every device-mapper udev cookie by its semaphore id (proc_sysvipc(5)).
+
+    The last two fields are ``sem_otime``, of the last semop, 0 before the first one, and
+    ``sem_ctime``, of the making and SETVAL (semctl(2)).
+    """
     found = {}
     for line in Path("/proc/sysvipc/sem").read_text().splitlines()[1:]:
         fields = line.split()
         key = int(fields[0]) & 0xFFFFFFFF
         if key >> 16 == _COOKIE_MAGIC:
-            found[int(fields[1])] = key
+            found[int(fields[1])] = _Cookie(key, max(int(fields[8]), int(fields[9])))
     return found
 
 
@@ -164,18 +181,23 @@ def _take(note: Path) -> list[int]:
     before = {int(word) for word in note.read_text().split()}
     removed = []
     undecided = False
-    for semid, key in _cookies().items():
+    for semid, cookie in _cookies().items():
         if semid in before:
             continue
-        if _is_abandoned(semid):
+        if not _is_fresh(cookie) and _is_abandoned(semid):
             with suppress(ToolFailed):
                 run([IPCRM, "--semaphore-id", str(semid)])
-                removed.append(key)
+                removed.append(cookie.key)
         else:
             undecided = True
     if not undecided:
         note.unlink()
     return removed
+
+
+def _is_fresh(cookie: _Cookie) -> bool:
+    # The kernel's time is cut to seconds; one that is yet to come is from before the clock was set.
+    return 0 <= time.time() - cookie.used < _QUIET
 
 
 def _is_abandoned(semid: int) -> bool:
