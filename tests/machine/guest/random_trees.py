@@ -27,6 +27,7 @@ import attrs
 import xxhash
 
 from cryptbackd import manifest, manifest_writing
+from cryptbackd.warned import Warnings
 from cryptbackd.worker import listing
 from cryptbackd.worker.control import Control
 from cryptbackd.worker.quick.account import account
@@ -387,7 +388,7 @@ def main() -> None:
 
 def _turn(tool: str, copy: Copy, stage: Path, plain: Path, locked: set[bytes]) -> list[str]:
     """One quick run, held against everything; what is wrong."""
-    copy.control.warnings.clear()
+    copy.control.warnings = Warnings()
     old = copy.versions[-1]
     before = look(tool, old)
     version = copy.quick()
