@@ -74,7 +74,8 @@ def spawn(
     *environment* is another one than the fixed one, for what belongs to a user's session.
     *confine* is called in the new process before the program is; there may be no thread then.
 
-    Raises ToolFailed when the program is not installed, or could not be confined.
+    Raises ToolFailed when the program is not installed, or could not be confined or started:
+    fork(2) may fail, too.
     """
     if not argv[0].startswith("/"):
         raise ValueError(f"not an absolute path: {argv[0]}")
@@ -96,6 +97,16 @@ def spawn(
             f"The program {argv[0]} is not installed.",
             "Install the Debian package that holds it (see the dependencies of cryptbackd).",
         ) from exc
+    except OSError as exc:
+        raise not_started(argv[0], exc) from exc
+
+
+def not_started(what: str, exc: OSError) -> ToolFailed:
+    """The error of a program that the computer has no room for, or that it doesn't let us run."""
+    return ToolFailed(
+        f"{what} could not be started: {exc.strerror}.",
+        "Try it again when less is going on on this computer.",
+    )
 
 
 def run(

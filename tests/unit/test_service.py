@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -693,5 +694,80 @@ def test_a_look_at_the_header_is_no_run(play: Play) -> None:
         await world.result()
         assert await world.service.requests.look("home") == {"difference": ""}
         assert len(world.history.runs()) == 1
+
+    play(scene)
+
+
+# Mistakes, and what is too much.
+
+
+def test_a_mistake_with_one_job_ends_that_job_and_no_other(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene(world: World) -> None:
+        start = Job.start
+        world.script = WAIT
+        world.service.arrived(stick("CCCC-DDDD", 9, "/dev/sdy1"))
+        await world.phase(Phase.SYNCING, "work")
+        too_long = {"script": WAIT, "at": "x" * 200_000}
+        monkeypatch.setattr(
+            Job, "start", lambda job, ledger: start(attrs.evolve(job, options=too_long), ledger)
+        )
+        world.service.arrived(stick())
+        result = await world.result()
+        assert (result.outcome, result.error) == (Outcome.FAILED, "CryptbackError")
+        assert result.sentence == (
+            "cryptbackd made a mistake while starting; the last complete version is whole."
+        )
+        assert any("ProtocolError: a message of" in text for text in world.said.texts())
+        assert world.sweeps.names == ["home"]
+        assert not world.history.runs("home")[0].interrupted
+        assert world.service.views.of("work").state is State.RUNNING
+        monkeypatch.setattr(Job, "start", start)
+        world.script = None
+        world.service.arrived(stick())  # once an insertion
+        assert world.service.views.of("home").state is State.IDLE
+        world.service.requests.run("home")
+        assert (await world.result(1)).outcome is Outcome.DONE
+
+    play(scene)
+
+
+@pytest.mark.parametrize("where", ["_heard", "_give_key"])
+def test_a_mistake_beside_a_job_ends_it(
+    play: Play, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    async def scene(world: World) -> None:
+        def wrong(*_args: Any) -> None:
+            raise ZeroDivisionError
+
+        async def wrong_later(*_args: Any) -> None:
+            raise ZeroDivisionError
+
+        later = where == "_give_key"
+        monkeypatch.setattr(Supervisor, where, wrong_later if later else wrong)
+        world.script = [["key", "open", ""], ["hang"]]
+        world.service.arrived(stick())
+        assert (await world.result()).error == "CryptbackError"
+        assert "ZeroDivisionError" in world.said.texts()
+        assert world.sweeps.names == ["home"]
+
+    play(scene)
+
+
+def test_a_computer_without_room_for_a_worker_fails_the_job(play: Play) -> None:
+    async def scene(world: World) -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        world.service.arrived(stick("FFFF-FFFF"))  # what is imported late is imported
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) - 1, hard))
+        try:
+            world.service.arrived(stick())
+            result = await world.result()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert (result.outcome, result.error) == (Outcome.FAILED, "ToolFailed")
+        assert result.sentence == "A worker could not be started: Too many open files."
+        world.service.requests.run("home")
+        assert (await world.result(1)).outcome is Outcome.DONE
 
     play(scene)

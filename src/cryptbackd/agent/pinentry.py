@@ -53,7 +53,7 @@ def _dialog(around: Mapping[str, str], texts: Sequence[tuple[str, str]], verb: s
             stderr=subprocess.DEVNULL,
             environment=_environment(around),
         )
-    except (ToolFailed, OSError) as exc:
+    except ToolFailed as exc:
         raise Unanswered(Failure.NO_PINENTRY, f"{program} can't be started: {exc}") from exc
     try:
         conversation = _Conversation(process, program)

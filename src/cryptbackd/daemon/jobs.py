@@ -13,8 +13,9 @@ from typing import Any
 
 import attrs
 
+from .. import protocol
 from ..config import Entry
-from ..model import Device, JobKind, Outcome, Phase, Progress, RunResult, StopReason
+from ..model import Device, JobKind, LedgerEntry, Outcome, Phase, Progress, RunResult, StopReason
 from ..warned import Warnings
 from .keys import Chain
 from .watch import Seen
@@ -54,6 +55,8 @@ class Job:
     """Set when its drive is gone."""
     broke_off: str = ""
     """What it said that was no message, if it was killed for that."""
+    mistaken: bool = False
+    """Whether it was ended because the daemon made a mistake with it."""
     answering: bool = True
     finished: RunResult | None = None
     mount: asyncio.Future[int] | None = None
@@ -98,7 +101,7 @@ class Job:
     @property
     def doomed(self) -> bool:
         """Whether its worker was killed and only has to be gone."""
-        return self.pulled or bool(self.broke_off)
+        return self.pulled or self.mistaken or bool(self.broke_off)
 
     @property
     def remains(self) -> str:
@@ -122,6 +125,14 @@ class Job:
                 return "the versions are whole, and no file has its name before it is complete"
             case _:
                 return "nothing was changed"
+
+    def start(self, ledger: LedgerEntry | None, *, forgotten: bool = False) -> protocol.Start:
+        """What its worker is told; *ledger*: what is remembered of its drive, if all of it is
+        remembered and nothing was *forgotten*.
+        """
+        return protocol.Start(
+            self.kind, self.name, self.device, self.entry_text, ledger, self.options, forgotten
+        )
 
     def open_enrolment(self, purposes: Iterable[str]) -> None:
         """Make the pipes for what is handed over, or in some cases handed out."""
@@ -206,6 +217,16 @@ def death_result(job: Job, status: int) -> RunResult:
         Outcome.FAILED,
         f"The worker {how} while {job.phase.value.replace('-', ' ')}; {job.remains}.",
         hint="`journalctl -u cryptbackd` may tell why.",
+    )
+
+
+def mistake_result(job: Job) -> RunResult:
+    """How *job* ends with which we made a mistake."""
+    return RunResult(
+        Outcome.FAILED,
+        f"cryptbackd made a mistake while {job.phase.value.replace('-', ' ')}; {job.remains}.",
+        "The journal has the details; please report it.",
+        error="CryptbackError",
     )
 
 

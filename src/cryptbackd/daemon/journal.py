@@ -7,6 +7,7 @@ here, once, for every line.
 
 from __future__ import annotations
 
+import traceback
 from enum import IntEnum
 
 from ..model import Outcome, Phase
@@ -49,6 +50,18 @@ class Priority(IntEnum):
     ERROR = 3
     WARNING = 4
     INFO = 6
+
+
+_TOLD = 60
+"""Lines of a traceback; the last ones tell most."""
+
+
+def mistake(what: str, exc: BaseException | None, *, drive: str = "", run: str = "") -> None:
+    """Tell all of a mistake of ours, a line of the traceback an entry."""
+    log(f"cryptbackd made a mistake: {what}", Priority.ERROR, drive=drive, run=run)
+    lines = "".join(traceback.format_exception(exc)).splitlines() if exc is not None else []
+    for line in lines[-_TOLD:]:
+        log(line, Priority.ERROR, drive=drive, run=run)
 
 
 def log(

@@ -11,7 +11,6 @@ import asyncio
 import os
 import signal
 import time
-import traceback
 from typing import Any
 
 from .. import paths, secret
@@ -117,11 +116,7 @@ class _Daemon:
 
     def _unexpected(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """A mistake of ours: tell all of it, and end in order, so that systemd starts afresh."""
-        exc = context.get("exception")
-        text = "".join(traceback.format_exception(exc)) if exc is not None else ""
-        journal.log(
-            f"cryptbackd made a mistake: {context.get('message')} {text}", journal.Priority.ERROR
-        )
+        journal.mistake(str(context.get("message")), context.get("exception"))
         self._broken = True
         self._stop.set()
 

@@ -12,7 +12,8 @@ import contextlib
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 
 import attrs
 
@@ -168,9 +169,12 @@ class Supervisor:
             line = reports.begun(job.name, job.kind, job.device.node, job.seen.label)
             self._log(job, line)
         self.changed(job)
-        looking = self._company.start(self._look(job))
+        looking = self._company.start(self._careful(job, partial(self._look, job)))
         try:
             result = await self._work(job)
+        except Exception as exc:
+            self._mistake(job, exc)
+            result = await self._broken_off(job)
         finally:
             looking.cancel()
             job.close_enrolment()
@@ -198,7 +202,7 @@ class Supervisor:
             return jobs.absent_result()
         try:
             job.worker = WorkerProcess(
-                lambda message: self._heard(job, message), lambda exc: self._broke_off(job, exc)
+                lambda message: self._hear(job, message), lambda exc: self._broke_off(job, exc)
             )
         except ToolFailed as exc:
             return RunResult(Outcome.FAILED, exc.sentence, exc.hint, error="ToolFailed")
@@ -210,12 +214,9 @@ class Supervisor:
             luks_uuid(job.name),
         )
         job.worker.send(
-            protocol.Start(
-                job.kind, job.name, job.device, job.entry_text,
-                self.history.ledger(job.name), job.options, self.history.has_forgotten(job.name),
-            )
-        )  # fmt: skip
-        status = await job.worker.ended()
+            job.start(self.history.ledger(job.name), forgotten=self.history.has_forgotten(job.name))
+        )
+        await job.worker.ended()
         self._stop_asking(job)
         job.chain.over(opened=False)
         if job.finished is not None:
@@ -228,19 +229,52 @@ class Supervisor:
             if job.stop is not None and job.stop.is_taken_up:
                 job.interrupted = result.outcome is Outcome.CANCELLED and job.begins_again
             return result
-        job.interrupted = True
-        result = jobs.pulled_result(job) if job.pulled else jobs.death_result(job, status)
+        return await self._broken_off(job)
+
+    async def _broken_off(self, job: Job) -> RunResult:
+        """The result of a job that was not finished, when nothing of its worker is left."""
+        status = await job.worker.ended() if job.worker is not None else 0
+        # Whatever a mistake was made with, it would be made again.
+        job.interrupted = not job.mistaken
+        if job.pulled:
+            result = jobs.pulled_result(job)
+        elif job.mistaken:
+            result = jobs.mistake_result(job)
+        else:
+            result = jobs.death_result(job, status)
         result.warnings = job.warnings.told
-        await self._sweep(job.name)
+        if job.worker is not None:
+            await self._sweep(job.name)
         if job.name in self.stuck:
             result.sentence = f"{result.sentence} {' '.join(self.stuck[job.name])}"
         return result
+
+    async def _careful(self, job: Job, work: Callable[[], Awaitable[None]]) -> None:
+        """Do *work* that accompanies *job*: where it fails, that is the end of this job alone."""
+        try:
+            await work()
+        except Exception as exc:
+            self._mistake(job, exc)
+
+    def _mistake(self, job: Job, exc: Exception) -> None:
+        """Tell of a mistake of ours, and end the worker of the *job* with which it was made."""
+        journal.mistake("a job is ended.", exc, drive=job.name, run=job.id if job.recorded else "")
+        job.mistaken = True
+        self._stop_asking(job)
+        if job.worker is not None:
+            job.worker.kill()
 
     async def _has_left(self, job: Job) -> bool:
         """Whether the drive is gone: its errors come before udev tells that it was pulled."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(job.left.wait(), _UDEV_IS_LATE)
         return job.left.is_set()
+
+    def _hear(self, job: Job, message: protocol.Message) -> None:
+        try:
+            self._heard(job, message)
+        except Exception as exc:
+            self._mistake(job, exc)
 
     def _heard(self, job: Job, message: protocol.Message) -> None:
         match message:
@@ -261,7 +295,9 @@ class Supervisor:
             case protocol.KeyWanted():
                 self._stop_asking(job)
                 if job.stop is None:
-                    job.asking = self._company.start(self._give_key(job, message))
+                    job.asking = self._company.start(
+                        self._careful(job, partial(self._give_key, job, message))
+                    )
                 return
             case protocol.Finished():
                 job.finished = message.result

@@ -22,7 +22,10 @@ from . import children
 
 
 class WorkerProcess:
-    """A running worker.  *heard* gets each of its messages, in order."""
+    """A running worker.  *heard* gets each of its messages, in order.
+
+    Raises ToolFailed where it can't be started.
+    """
 
     def __init__(
         self,
@@ -31,9 +34,12 @@ class WorkerProcess:
     ) -> None:
         self._heard = heard
         self._broke_off = broke_off
-        ours, theirs = socket.socketpair(
-            socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK
-        )
+        try:
+            ours, theirs = socket.socketpair(
+                socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK
+            )
+        except OSError as exc:
+            raise run.not_started("A worker", exc) from exc
         # The worker's code is synchronous: only our end does not block.
         theirs.setblocking(True)
         try:
@@ -46,7 +52,7 @@ class WorkerProcess:
                 stderr=None,
                 pass_fds=(theirs.fileno(),),
             )  # fmt: skip
-        except (ToolFailed, OSError):
+        except ToolFailed:
             ours.close()
             raise
         finally:
@@ -89,7 +95,8 @@ class WorkerProcess:
         Hanging up comes last and is for a child that was just being made: end of file means
         to a worker that it must go.
         """
-        worker = self._child()
+        # The number of a stub that is gone may be somebody else's by now.
+        worker = self._child() if self._stub.poll() is None else None
         if worker is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker, signal.SIGKILL)
