@@ -31,6 +31,7 @@ class Clients:
         try:
             await self._mind(client, job)
         except BaseException:
+            self._forget(client, job)
             self.ends(job)
             raise
 
@@ -43,12 +44,14 @@ class Clients:
             await job.over
             with contextlib.suppress(CryptbackError):
                 await self.link.unmind(client)
-            if client in self._jobs:
-                self._jobs[client].remove(job)
-                if not self._jobs[client]:
-                    del self._jobs[client]
+            self._forget(client, job)
 
         self._tasks.start(forget())
+
+    def _forget(self, client: str, job: Job) -> None:
+        self._jobs[client].remove(job)
+        if not self._jobs[client]:
+            del self._jobs[client]
 
     def want_asker(self, client: str, run: str) -> None:
         """Raise Refused unless *client* asked for the job *run*."""
