@@ -15,13 +15,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cryptbackd import restoring
+from cryptbackd import protocol, restoring
 from cryptbackd.cli.passes import Told
 from cryptbackd.cli.target import groups
 from cryptbackd.cli.writing import Wish, Writer
-from cryptbackd.errors import Refused
+from cryptbackd.errors import Cancelled, Refused
+from cryptbackd.model import StopReason
 from cryptbackd.restoring import NotUnderstood, Over, reader_options
-from cryptbackd.worker.reading import Wanted
+from cryptbackd.worker.control import Control
+from cryptbackd.worker.jobs import restore
+from cryptbackd.worker.reading import Identity, Wanted
+from cryptbackd.worker.versions import record
 
 OLD = 1_000_000_000
 NEW = 2_000_000_000
@@ -314,3 +318,26 @@ def test_what_a_stranger_says_of_the_end(raw: dict[str, Any]) -> None:
 def test_what_is_no_path_is_refused(paths: object) -> None:
     with pytest.raises(Refused):
         Wanted.from_packet({"read": paths})
+
+
+def say_without_end(reading: restore._Reading) -> None:
+    while True:
+        reading._send({"said": "x" * 16_000})
+
+
+def test_a_stop_is_heeded_while_whoever_asked_reads_nothing() -> None:
+    """They may fill the socket, and then leave it so."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    worker, daemon = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    version = record.Version(Path("/v"), {"sequence": 1}, "")
+    with ours, theirs, worker, daemon:
+        control = Control(worker)
+        reading = restore._Reading(ours, version, Identity(0, (0,)), control)
+        stop = threading.Timer(0.5, protocol.send, (daemon, protocol.Stop(StopReason.EJECT)))
+        stop.start()
+        with pytest.raises(Cancelled, match="ejected"):
+            say_without_end(reading)
+        stop.join()
+        theirs.close()
+        with pytest.raises(restore._Left):
+            restore._Reading(ours, version, Identity(0, (0,)), Control(worker))._send({})

@@ -139,16 +139,21 @@ class _Reading:
 
     def _next(self) -> dict[str, Any]:
         """What is said next."""
+        self._wait(selectors.EVENT_READ)
+        return self._receive()
+
+    def _wait(self, event: int) -> None:
+        """Wait until the socket can be read or written to; raises Cancelled."""
         with selectors.DefaultSelector() as selector:
             wakes, check = self.control.interrupt
             selector.register(wakes, selectors.EVENT_READ)
-            selector.register(self.peer, selectors.EVENT_READ)
+            selector.register(self.peer, event)
             while True:
                 ready = {key.fd for key, _events in selector.select()}
                 if wakes in ready:
                     check()
                 if self.peer.fileno() in ready:
-                    return self._receive()
+                    return
 
     def _read(self, wanted: Wanted) -> None:
         self.control.phase(Phase.COMPARING if wanted.dry else Phase.RESTORING)
@@ -219,6 +224,8 @@ class _Reading:
         return values
 
     def _send(self, values: dict[str, Any], fd: int | None = None) -> None:
+        # Whoever asked may read nothing for as long as they like.
+        self._wait(selectors.EVENT_WRITE)
         try:
             restoring.send(self.peer, values, fd)
         except (BrokenPipeError, ConnectionResetError):
