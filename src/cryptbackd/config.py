@@ -97,6 +97,9 @@ class Entry:
     after: After = attrs.field(factory=After)
 
 
+LONGEST = 60 * 1024
+"""Bytes of an entry: written as JSON, of which a character can take three times as many, it has to
+fit into one packet for the worker (``protocol.MAX_PACKET``) with what else is said there."""
 _UUID = re.compile(r"[0-9A-Za-z-]{1,64}")
 _SHARE = re.compile(r"(\d{1,3}(?:\.\d{0,9})?|\.\d{1,9})%", re.ASCII)
 _LONGEST = 100 * 366 * 86_400
@@ -235,6 +238,7 @@ def parse(text: str, where: str) -> Entry:
 
     Raises ConfigError.
     """
+    _want_short(len(text.encode("utf-8", "surrogatepass")), where)
     hint = "See cryptback-drives(5)."
     try:
         raw = foreign.toml(text)
@@ -255,6 +259,15 @@ def parse(text: str, where: str) -> Entry:
             f"{where}: when.repeat: it can't be together with after.power_off = true.", hint
         )
     return entry
+
+
+def _want_short(length: int, where: str) -> None:
+    if length > LONGEST:
+        raise ConfigError(
+            f"{where}: it has more than {LONGEST // 1024} KiB.",
+            "Put what is to be backed up into a list, and name that in include_from: see"
+            " cryptback-drives(5).",
+        )
 
 
 def check_name(name: str) -> str:
@@ -293,7 +306,8 @@ def read(name: str, directory: Path = paths.DRIVES_D) -> tuple[Entry, str]:
                 f" {stat.S_IMODE(status.st_mode):04o}; wanted: root's, writable by nobody else.",
                 f"Look at what it says, then: chown root: {path}; chmod go-w {path}",
             )
-        raw = file.read(1 << 20)
+        raw = file.read(LONGEST + 1)
+    _want_short(len(raw), str(path))
     try:
         text = raw.decode()
     except UnicodeDecodeError as exc:

@@ -25,6 +25,8 @@ from .text import printable
 
 NAME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 """What a version is called after: the time at which it was made, in UTC."""
+LONGEST = 256
+"""Characters in which every time and version can be said."""
 NEWEST = ("now", "newest", "latest", "last")
 OLDEST = ("oldest", "first")
 HINT = (
@@ -97,6 +99,12 @@ def choose(when: str, versions: Iterable[Made], now: float, zone: tzinfo | None 
     if not known:
         raise _too_early(when, found, zone)
     return max(known)[2]
+
+
+def want_short(when: str) -> None:
+    """Raise Refused for what is too long to be a time or a version."""
+    if len(when) > LONGEST:
+        raise Refused("That is neither a time nor a version.", HINT)
 
 
 def _not_understood(when: str, prefixed: list[Made]) -> Refused:

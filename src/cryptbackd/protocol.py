@@ -235,6 +235,11 @@ def _bounded(value: float, name: str) -> float:
     return value
 
 
+def fits(message: Message) -> bool:
+    """Whether *message* can be sent, as far as its length goes."""
+    return len(encode(message)) <= MAX_PACKET
+
+
 def send(sock: socket.socket, message: Message, fd: int | None = None) -> None:
     """Send *message*, with a copy of the descriptor *fd* beside it."""
     packet = encode(message)

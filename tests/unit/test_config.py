@@ -7,8 +7,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from cryptbackd import config
+from cryptbackd import config, moment, protocol
 from cryptbackd.errors import ConfigError, UnknownDrive
+from cryptbackd.model import Device, JobKind, LedgerEntry
 
 GOOD = """
 uuid = "1A2B-3C4D"
@@ -196,3 +197,30 @@ def test_no_such_entry(directory: Path) -> None:
     with pytest.raises(UnknownDrive):
         config.read("other", directory)
     assert config.read_all(directory / "nowhere") == config.Entries({}, {}, {})
+
+
+def test_an_entry_fits_into_what_a_worker_is_told(tmp_path: Path) -> None:
+    """Whatever characters it is made of; longer ones are refused, and told."""
+    entry = 'uuid = "x1"\n[backup]\ninclude = ["/etc"]\n# '
+    device = Device("/dev/" + "x" * 200, 8, 1, "/dev/" + "x" * 200, 7, "u" * 64, "vfat")
+    ledger = LedgerEntry(2**63 - 1, "v" * 255, "n" * 64, "a" * 64)
+    for character in ("x", '"', "\t", "é", "€", "\U0001f600"):
+        room = config.LONGEST - len(entry)
+        text = entry + character * (room // len(character.encode()))
+        config.parse(text, "f")
+        options = {"at": "\U0001f600" * moment.LONGEST, "user": 1, "groups": list(range(400))}
+        start = protocol.Start(JobKind.RESTORE, "x" * 31, device, text, ledger, options)
+        assert protocol.fits(start), character
+        with pytest.raises(ConfigError, match="more than 60 KiB"):
+            config.parse(text + "x" * len(character.encode()) * 2, "f")
+
+
+@pytest.mark.usefixtures("as_root")
+def test_a_file_that_is_too_long_disables_that_entry_alone(tmp_path: Path) -> None:
+    for name, text in (("good", GOOD), ("long", GOOD + "#" * (2 << 20))):
+        file = tmp_path / f"{name}.toml"
+        file.write_text(text)
+        file.chmod(0o600)
+    entries = config.read_all(tmp_path)
+    assert list(entries.good) == ["good"]
+    assert "include_from" in entries.bad["long"].hint

@@ -21,7 +21,7 @@ from cryptbackd.daemon.status import State
 from cryptbackd.daemon.supervisor import Supervisor
 from cryptbackd.daemon.sweep import Swept
 from cryptbackd.daemon.watch import Seen
-from cryptbackd.errors import Busy, DriveAbsent, Refused, UnknownDrive
+from cryptbackd.errors import Busy, ConfigError, DriveAbsent, Refused, UnknownDrive
 from cryptbackd.model import Device, JobKind, Outcome, Phase, RunResult, StopReason
 from tests.unit.conftest import Journal, Sweeps
 
@@ -769,5 +769,32 @@ def test_a_computer_without_room_for_a_worker_fails_the_job(play: Play) -> None:
         assert result.sentence == "A worker could not be started: Too many open files."
         world.service.requests.run("home")
         assert (await world.result(1)).outcome is Outcome.DONE
+
+    play(scene)
+
+
+def test_what_is_too_much_to_be_told_to_a_worker_is_refused(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.service.arrived(stick())
+        await world.result()
+        asked = world.service.requests
+        groups = list(range(100_000, 165_536))
+        for ask in (
+            lambda: asked.verify("home", {"at": "x" * 200_000}),
+            lambda: asked.restore("home", "", 1000, groups),
+            lambda: asked.browse("home", 1000, groups),
+            lambda: asked.resize("home", "max" + " " * 200_000),
+            lambda: asked.passphrase("home", {"action": "remove", "what": "x" * 200_000}),
+            lambda: asked.init(
+                stick("", 9, "/dev/sdz1"), {"name": "n", "include": ["/x"] * 40_000}
+            ),
+            lambda: asked.recover(stick("", 9, "/dev/sdz1"), {"fingerprint": "x" * 200_000}),
+        ):
+            with pytest.raises(Refused):
+                ask()
+        with pytest.raises(ConfigError):
+            await asked.survey(stick("", 9, "/dev/sdz1"), {"name": "x" * 300})
+        assert list(world.service.supervisor.jobs()) == []
+        assert len(world.ends) == 1
 
     play(scene)

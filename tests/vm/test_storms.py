@@ -7,7 +7,20 @@ import pytest
 from tests.machine import Machine
 from tests.vm.container import listing
 from tests.vm.failing import KERNEL_MISSES_IT, first_is_whole, succeeds_next
-from tests.vm.runs import PATIENCE, begun, drive, outcomes, settled
+from tests.vm.runs import (
+    CALL,
+    PATIENCE,
+    UNIT,
+    begun,
+    drive,
+    ended,
+    go_on,
+    hold,
+    outcomes,
+    random_files,
+    settled,
+)
+from tests.vm.seat import at_the_seat
 
 # As `udevadm trigger` does it, without a process for each.
 EVENTS = """
@@ -66,3 +79,30 @@ def test_a_stick_that_is_in_and_out(enrolled: Machine, times: int) -> None:
     succeeds_next(vm)
     assert len(first_is_whole(vm, files)) >= 2
     assert len(outcomes(vm)) == begun(vm)  # each was told how it ended
+
+
+def test_whatever_somebody_names_at_length_goes_on_with_the_others(enrolled: Machine) -> None:
+    """A letter of two bytes has six in what the worker is told."""
+    vm = enrolled
+    stick = vm.stick("main")
+    random_files(vm, 4, 8)
+    daemon = vm.run(["systemctl", "show", "-P", "MainPID", UNIT]).out
+    hold(vm, stick)
+    for member in ("Verify", "Restore"):
+        long = [*CALL, member, "sa{sv}", "home", "1", "at", "s", "é" * 60_000]
+        refused = at_the_seat(vm, *long, check=False)
+        assert "That is neither a time nor a version." in refused.err
+    go_on(vm)
+    assert ended(vm)["CRYPTBACK_OUTCOME"] == "done"
+    assert vm.run(["systemctl", "show", "-P", "MainPID", UNIT]).out == daemon
+
+
+def test_an_entry_that_is_too_long_disables_itself_alone(enrolled: Machine) -> None:
+    vm = enrolled
+    vm.expect_journal("it has more than 60 KiB")
+    long = 'uuid = "1A2B-3C4D"\n[backup]\ninclude = ["/etc"]\n' + f"# {'x' * 70}\n" * 5000
+    vm.push("/etc/cryptback/drives.d/long.toml", long.encode(), 0o600)
+    vm.stick("main").plug()
+    assert ended(vm)["CRYPTBACK_OUTCOME"] == "done"
+    told = drive(vm, "long")
+    assert (told["state"], "more than 60 KiB" in told["problem"]) == ("bad", True)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import attrs
 from dbus_fast import Message, Variant
 
+from .. import moment
 from ..errors import ConfigError, CryptbackError, Refused
 from ..text import printable
 from . import browsing, interface, sessions
@@ -38,6 +39,7 @@ MAX_RUNS = 1000
 MAX_FOUND = 10_000
 """The most files that a search tells of, on each drive."""
 MAX_PATTERN = 4096
+"""Characters of what is searched for."""
 
 
 class Line(Protocol):
@@ -157,8 +159,8 @@ class Methods:
     async def compare(self, message: Message) -> Answer:
         """Compare."""
         name, *between = message.body
-        if any(len(when) > MAX_PATTERN for when in between):
-            raise Refused("That is neither a time nor a version.")
+        for when in between:
+            moment.want_short(when)
         drives = self.service.requests.remembered(name)
         return await self._asked(message, {"what": "compare", "drives": drives, "between": between})
 
@@ -290,6 +292,7 @@ class Methods:
         at = options.pop("at", "")
         if options or not isinstance(at, str):
             raise Refused("A restore has no such option.")
+        moment.want_short(at)
         values = await self.line.ask_bus("GetConnectionCredentials", "s", [message.sender])
         user, _process, told = browsing.credentials(_plain(values[0]))
         groups = browsing.groups_of(user, told)

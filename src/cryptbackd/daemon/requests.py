@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import attrs
 
-from .. import config, kits, sizes
-from ..errors import BY_NAME, Busy, CryptbackError, DriveAbsent, Refused
+from .. import config, kits, protocol, sizes
+from ..errors import BY_NAME, Busy, CryptbackError, DriveAbsent, Refused, ToolFailed
 from ..model import JobKind, Outcome, RunResult, StopReason
 from ..text import printable
 from . import browsing, entries, forgetting, init_options, jobs, journal, keyslots, verification
@@ -65,7 +65,7 @@ class Requests:
         verification.check(options)
         job = self._for_entry(JobKind.VERIFY, name)
         job.options = options
-        self.supervisor.submit(job)
+        self._submit(job)
         return job.id
 
     def cancel(self, name: str) -> list[str]:
@@ -112,11 +112,15 @@ class Requests:
         return ending
 
     async def survey(self, seen: Seen, options: dict[str, Any]) -> dict[str, object]:
-        """What is on a device.  Raises Busy, Refused, and whatever the worker ended with."""
+        """What is on a device.  Raises Busy, Refused, ConfigError, and whatever the worker
+        ended with.
+        """
         init_options.check(options)
+        name = str(options.get("name") or "survey")
+        config.check_name(name)
         self._want_idle(seen)
         kind = JobKind.LOOK if options.get("adopt") else JobKind.SURVEY
-        job = self._job(kind, str(options.get("name") or "survey"), seen)
+        job = self._job(kind, name, seen)
         job.options = options
         return await self._answer(job)
 
@@ -129,7 +133,7 @@ class Requests:
         return await self._answer(self._for_entry(JobKind.LOOK, name))
 
     async def _answer(self, job: Job) -> dict[str, object]:
-        self.supervisor.submit(job)
+        self._submit(job)
         result = await job.over
         if result.outcome is not Outcome.DONE:
             raise BY_NAME.get(result.error, CryptbackError)(result.sentence, result.hint)
@@ -200,8 +204,7 @@ class Requests:
         job = self._job(JobKind.INIT, name, seen)
         job.options = options
         job.entry_text = known.texts.get(name, "")
-        job.open_enrolment(init_options.purposes(options))
-        self.supervisor.submit(job)
+        self._submit(job, init_options.purposes(options))
         return job
 
     def recover(self, seen: Seen, options: dict[str, Any]) -> Job:
@@ -217,8 +220,7 @@ class Requests:
         job = self._job(JobKind.RECOVER, name, seen)
         job.options = options
         header = ("stored-header",) if options.get("header") else ()
-        job.open_enrolment(("current", "settings", *header))
-        self.supervisor.submit(job)
+        self._submit(job, ("current", "settings", *header))
         return job
 
     def passphrase(self, name: str, options: dict[str, Any]) -> Job:
@@ -229,8 +231,7 @@ class Requests:
         purposes = keyslots.purposes(options)
         job = self._for_entry(JobKind.PASSPHRASE, name)
         job.options = options
-        job.open_enrolment(purposes)
-        self.supervisor.submit(job)
+        self._submit(job, purposes)
         return job
 
     def adopt(self, name: str) -> Job:
@@ -238,8 +239,7 @@ class Requests:
         ``hand_over``.  Raises what :meth:`passphrase` does.
         """
         job = self._for_entry(JobKind.ADOPT, name)
-        job.open_enrolment(("current",))
-        self.supervisor.submit(job)
+        self._submit(job, ("current",))
         return job
 
     def repair(self, name: str, seen: Seen | None = None) -> str:
@@ -247,7 +247,7 @@ class Requests:
         UUID any more; the id of the run.  Raises what :meth:`passphrase` does.
         """
         job = self._for_entry(JobKind.REPAIR, name, seen)
-        self.supervisor.submit(job)
+        self._submit(job)
         return job.id
 
     def browse(self, name: str, user: int, groups: list[int]) -> Job:
@@ -259,7 +259,7 @@ class Requests:
         job = self._for_entry(JobKind.BROWSE, name)
         job.options = {"user": user, "groups": groups, "who": browsing.name_of(user)}
         job.mount = asyncio.get_running_loop().create_future()
-        self.supervisor.submit(job)
+        self._submit(job)
         return job
 
     def close(self, name: str) -> list[str]:
@@ -283,7 +283,7 @@ class Requests:
         sizes.want_possible(self.store.get(name).container, wanted)
         job = self._for_entry(JobKind.RESIZE, name)
         job.options = {"size": size}
-        self.supervisor.submit(job)
+        self._submit(job)
         return job.id
 
     def restore(self, name: str, at: str, user: int, groups: list[int]) -> Job:
@@ -303,9 +303,28 @@ class Requests:
         job.entry = entry
         job.entry_text = self.store.now().texts[name]
         job.options = {"at": at, "user": user, "groups": groups}
-        job.open_enrolment(("files",))
-        self.supervisor.submit(job)
+        self._submit(job, ("files",))
         return job
+
+    def _submit(self, job: Job, purposes: Iterable[str] = ()) -> None:
+        """Have *job* done, for which *purposes* something is handed over.
+
+        Raises Refused where somebody said more than a worker can be told, and ToolFailed.
+        """
+        if not protocol.fits(job.start(self.history.ledger(job.name))):
+            raise Refused(
+                "That is more than can be asked for at a time.",
+                "Say it in fewer words; paths can be put into a list, for `include_from`.",
+            )
+        try:
+            job.open_enrolment(purposes)
+        except OSError as exc:
+            job.close_enrolment()
+            raise ToolFailed(
+                f"There is no way to hand over what it needs: {exc.strerror}.",
+                "Try it again when less is going on.",
+            ) from exc
+        self.supervisor.submit(job)
 
     def _for_entry(self, kind: JobKind, name: str, seen: Seen | None = None) -> Job:
         entry = self.store.get(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .. import moment
 from ..errors import Refused
 from ..text import printable
 from .history import History
@@ -16,6 +17,7 @@ def check(options: dict[str, Any]) -> None:
     for key, value in options.items():
         if key not in _TYPES or type(value) is not _TYPES[key]:
             raise Refused(f"A verification has no such option: {printable(key, 40)}.")
+    moment.want_short(options.get("at", ""))
     if "sample" in options and not 0 < options["sample"] <= 1:
         raise Refused("A sample is more than 0% and at most 100%.")
     if options.get("full") and ("sample" in options or "at" in options):
