@@ -13,6 +13,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from dbus_fast import Message, MessageType, Variant
@@ -22,6 +23,7 @@ from cryptbackd.daemon import authority, connection, interface
 from cryptbackd.daemon.authority import Action
 from cryptbackd.daemon.bus import Bus
 from cryptbackd.daemon.methods import CALLS
+from cryptbackd.daemon.requests import Requests
 from cryptbackd.model import Outcome, Phase
 from tests import hostile
 from tests.unit.private_bus import (
@@ -397,6 +399,50 @@ def test_what_cannot_be_closed_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPa
         time.sleep(0.01)
     # One more was being closed, perhaps; the others stay open.
     assert closing._MOST <= len(left) <= closing._MOST + 1
+
+
+def test_a_mistake_in_an_answer_is_told_and_ends_nothing(
+    act: Act, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene(world: World, _bus: Bus) -> None:
+        async with client() as root:
+            with monkeypatch.context() as wrong:
+                wrong.setattr(Requests, "cancel", lambda _self, name: [][len(name)])
+                told = await ask(root, "Cancel", "s", "home")
+            assert told.error_name == "org.cryptback1.Error.CryptbackError"
+            sentence, hint = told.body[0].split("\n")
+            assert sentence == "cryptbackd made a mistake."
+            assert "journal" in hint
+            assert "IndexError: list index out of range" in world.said.texts()
+            assert (await ask(root, "ListDrives")).signature == "aa{sv}"
+
+    act(scene)
+
+
+@pytest.mark.parametrize(
+    ("member", "kinds", "body"),
+    [
+        ("Verify", "sa{sv}", ["home", {"at": Variant("s", "x" * 200_000)}]),
+        ("Restore", "sa{sv}", ["home", {"at": Variant("s", "x" * 200_000)}]),
+        ("Compare", "sss", ["home", "oldest", "x" * 200_000]),
+        ("Find", "sa{sv}", ["x" * 200_000, {}]),
+        ("Resize", "ss", ["home", "max" + " " * 200_000]),
+        ("Passphrase", "sa{sv}", ["home", {"action": Variant("s", "x" * 200_000)}]),
+        ("Run", "sa{sv}", ["home", {"x" * 200_000: Variant("b", True)}]),
+    ],
+)
+def test_what_is_too_long_is_refused_in_few_words(
+    act: Act, member: str, kinds: str, body: list[Any]
+) -> None:
+    async def scene(world: World, _bus: Bus) -> None:
+        world.service.arrived(stick())
+        await world.result()
+        async with client() as root:
+            told = await ask(root, member, kinds, *body)
+            assert told.error_name == "org.cryptback1.Error.Refused"
+            assert len(told.body[0]) < 1000
+
+    act(scene)
 
 
 def test_too_many_calls_at_once_are_refused(act: Act) -> None:

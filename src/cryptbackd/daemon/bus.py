@@ -213,6 +213,11 @@ class Bus:
             reply = Message.new_error(message, f"{NAME}.Error.{type(exc).__name__}", text)
         except DBusError as exc:
             reply = Message.new_error(message, f"{NAME}.Error.Refused", sendable(f"{exc.text}\n"))
+        except Exception as exc:
+            # Whoever asks must not be able to end what goes on with others' drives.
+            journal.mistake(f"{message.member} is not answered.", exc)
+            text = "cryptbackd made a mistake.\nThe journal has the details; please report it."
+            reply = Message.new_error(message, f"{NAME}.Error.CryptbackError", text)
         try:
             if bus.connected and not message.flags & MessageFlag.NO_REPLY_EXPECTED:
                 await bus.send(reply)
