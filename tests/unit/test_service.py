@@ -798,3 +798,22 @@ def test_what_is_too_much_to_be_told_to_a_worker_is_refused(play: Play) -> None:
         assert len(world.ends) == 1
 
     play(scene)
+
+
+def test_one_restore_of_each_user_waits_for_its_turn(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.script = WAIT
+        world.service.arrived(stick())
+        await world.phase(Phase.SYNCING)
+        for user in (1000, 1001):
+            world.service.requests.restore("home", "", user, [user])
+            with pytest.raises(Busy, match="waits for its turn already"):
+                world.service.requests.restore("home", "", user, [user])
+        world.service.requests.cancel("home")
+        await world.result(2)
+        job = world.service.requests.restore("home", "", 1000, [1000])
+        world.service.requests.restore("home", "", 1000, [1000])  # the other one has its turn
+        world.service.requests.cancel("home")
+        await job.over
+
+    play(scene)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.machine import Machine
@@ -31,6 +33,26 @@ for turn in range(number):
     with open(path, "w") as uevent:
         uevent.write(("change", "add", "remove", "add")[turn % 4])
 print(time.monotonic() - began)
+"""
+RESTORES = """
+import asyncio, json
+from dbus_fast import BusType, Message
+from dbus_fast.aio import MessageBus
+
+
+async def main():
+    bus = await MessageBus(bus_type=BusType.SYSTEM).connect()
+    names = []
+    for _turn in range(600):
+        reply = await bus.call(Message(
+            destination="org.cryptback1", path="/org/cryptback1",
+            interface="org.cryptback1.Manager", member="Restore", signature="sa{sv}",
+            body=["home", {}]))
+        names.append(reply.error_name or "")
+    print(json.dumps(names))
+
+
+asyncio.run(main())
 """
 
 
@@ -106,3 +128,20 @@ def test_an_entry_that_is_too_long_disables_itself_alone(enrolled: Machine) -> N
     assert ended(vm)["CRYPTBACK_OUTCOME"] == "done"
     told = drive(vm, "long")
     assert (told["state"], "more than 60 KiB" in told["problem"]) == ("bad", True)
+
+
+def test_restores_that_wait_take_no_room(enrolled: Machine) -> None:
+    """Each has two descriptors of the daemon; whoever asks for more than one is refused."""
+    vm = enrolled
+    stick = vm.stick("main")
+    random_files(vm, 4, 8)
+    hold(vm, stick)
+    told = at_the_seat(vm, "python3", "-I", "-c", RESTORES, timeout=PATIENCE)
+    first, *others = json.loads(told.out)
+    assert first == ""
+    assert set(others) == {"org.cryptback1.Error.Busy"}
+    go_on(vm)
+    vm.run(
+        "until cryptback status home --json | grep -q '\"idle\"'; do sleep 0.5; done", timeout=90
+    )
+    assert outcomes(vm) == ["cancelled", "done"]  # who waited has left

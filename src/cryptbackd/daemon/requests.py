@@ -299,12 +299,22 @@ class Requests:
             raise Busy(
                 f"{name} is open for browsing.", f"Copy what you want, or: cryptback close {name}"
             )
+        self._want_no_other_restore(name, user)
         job = self._job(JobKind.RESTORE, name, self.present.the_one(name, entry))
         job.entry = entry
         job.entry_text = self.store.now().texts[name]
         job.options = {"at": at, "user": user, "groups": groups}
         self._submit(job, ("files",))
         return job
+
+    def _want_no_other_restore(self, name: str, user: int) -> None:
+        """Raise Busy where one of *user* waits already: each holds descriptors of ours."""
+        waiting = [job for job in self.supervisor.jobs() if job.name == name and not job.begun]
+        if any(job.kind is JobKind.RESTORE and job.options["user"] == user for job in waiting):
+            raise Busy(
+                f"A restore of yours from {name} waits for its turn already.",
+                f"See `cryptback status {name}`; `cryptback cancel {name}` stops it.",
+            )
 
     def _submit(self, job: Job, purposes: Iterable[str] = ()) -> None:
         """Have *job* done, for which *purposes* something is handed over.
