@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import attrs
 import pytest
 
 from cryptbackd.daemon.history import History, Insertion, Run
@@ -136,7 +137,7 @@ def test_the_last_run_on_a_disk_is_of_any_entry_but_one_that_touched_nothing(
     assert last.id == "r1"
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_a_history_of_an_earlier_version_is_taken_over(
     tmp_path: Path, trouble: list[str], version: int
 ) -> None:
@@ -148,14 +149,21 @@ def test_a_history_of_an_earlier_version_is_taken_over(
     history.finish("r2", skipped, False, 120.0)
     history.close()
     with closing(sqlite3.connect(tmp_path / "history.db")) as old:
+        old.executescript("DROP TRIGGER proven_anew; ALTER TABLE ejected DROP COLUMN safe;")
         if version == 1:
             old.execute("ALTER TABLE runs DROP COLUMN touched")
-        old.executescript(f"DROP TABLE moments; PRAGMA user_version = {version};")
+        if version <= 2:
+            old.execute("DROP TABLE moments")
+        old.execute(f"PRAGMA user_version = {version}")
     newer = again(tmp_path, trouble)
     last = newer.last_on(HERE)
     assert last is not None
     assert (last.id, len(newer.runs()), trouble) == ("r1", 2, [])
     assert newer.moment("home", "reminded") is None
+    assert newer.is_safe(HERE)
+    newer.eject(HERE)
+    newer.proven(HERE, False)
+    assert not newer.is_safe(HERE)
     newer.close()
 
 
@@ -167,6 +175,38 @@ def test_ejected_insertions(history: History) -> None:
     assert not history.ejected(Insertion("boot-1", 8))
     history.eject(Insertion("boot-2", 1))
     assert not history.ejected(HERE)
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_what_was_proven_last_counts(
+    history: History, tmp_path: Path, trouble: list[str], safe: bool
+) -> None:
+    """By a run, or when the disk was let go of; also for a daemon that is started anew."""
+    other_disk = Insertion("boot-1", 8)
+    assert not history.is_safe(HERE)
+    history.begin(run("r1"), HERE)
+    history.finish("r1", attrs.evolve(DONE, safe=not safe), False, 110.0)
+    assert history.is_safe(HERE) is not safe
+    for insertion in (HERE, other_disk):
+        history.eject(insertion)
+    assert history.is_safe(HERE) is not safe
+    history.proven(HERE, safe)
+    assert history.is_safe(HERE) is safe
+    assert not history.is_safe(other_disk)
+    history.begin(run("r2"), HERE)
+    history.finish("r2", RunResult(Outcome.SKIPPED, "no", touched=False), False, 120.0)
+    history.eject(HERE)
+    history.begin(run("r3"), HERE)
+    assert history.is_safe(HERE) is safe
+    history.close()
+    other = again(tmp_path, trouble)
+    other.interrupted_by_death("It was killed.", 130.0)
+    assert not other.is_safe(HERE)
+    other.begin(run("r4"), HERE)
+    other.finish("r4", DONE, False, 140.0)
+    assert other.is_safe(HERE)
+    other.close()
+    assert trouble == []
 
 
 def test_the_ledger(history: History) -> None:

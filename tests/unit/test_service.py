@@ -698,6 +698,26 @@ def test_a_look_at_the_header_is_no_run(play: Play) -> None:
     play(scene)
 
 
+@pytest.mark.parametrize("proven", [True, False])
+def test_what_an_eject_proves_is_remembered(play: Play, proven: bool) -> None:
+    async def scene(world: World) -> None:
+        world.script = [["fail", "DriveFailed"]] if proven else None
+        world.service.arrived(stick())
+        await world.result()
+        assert world.service.views.of("home").safe is not proven
+        world.script = None if proven else [["fail", "DriveFailed"]]
+        world.service.requests.eject("home")
+        await world.result(1)
+        assert world.ends[1][0].kind is JobKind.RELEASE
+        assert world.service.views.of("home").safe is proven
+        world.script = None
+        world.service.requests.run("home")
+        await world.result(2)
+        assert world.service.views.of("home").safe
+
+    play(scene)
+
+
 # Mistakes, and what is too much.
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ..text import printable
 
-_VERSION = 3
+_VERSION = 4
 _MOMENTS = """
 CREATE TABLE moments (
     entry TEXT NOT NULL,
@@ -28,6 +28,13 @@ CREATE TABLE moments (
     PRIMARY KEY (entry, what)
 );
 """
+_PROVEN = """
+ALTER TABLE ejected ADD COLUMN safe INTEGER;
+CREATE TRIGGER proven_anew AFTER UPDATE OF finished ON runs WHEN NEW.touched BEGIN
+    UPDATE ejected SET safe = NULL WHERE boot_id = NEW.boot_id AND diskseq = NEW.diskseq;
+END;
+"""
+"""What was proven when a disk was let go of, until a run touches it (``History.proven``)."""
 _SCHEMA = """
 CREATE TABLE runs (
     id TEXT PRIMARY KEY,
@@ -74,6 +81,7 @@ ALTER TABLE runs ADD COLUMN touched INTEGER NOT NULL DEFAULT 1;
 UPDATE runs SET touched = 0 WHERE outcome = 'skipped';
 """,
     2: _MOMENTS,
+    3: _PROVEN,
 }
 """What makes a schema of this version one of the next."""
 
@@ -226,7 +234,7 @@ def _copy(table: str, source: sqlite3.Connection, target: sqlite3.Connection) ->
 
 
 def _create(db: sqlite3.Connection) -> None:
-    _change(db, _SCHEMA + _MOMENTS)
+    _change(db, _SCHEMA + _MOMENTS + _PROVEN)
 
 
 def _change(db: sqlite3.Connection, steps: str) -> None:

@@ -201,11 +201,30 @@ class History:
         )
         return _run(rows[0]) if rows else None
 
+    def proven(self, insertion: Insertion, safe: bool) -> None:
+        """Whether it was proven of an ejected disk, without a run, that it may be pulled."""
+        self._db.execute(
+            "UPDATE ejected SET safe = ? WHERE boot_id = ? AND diskseq = ?",
+            (safe, insertion.boot_id, insertion.diskseq),
+        )
+
+    def is_safe(self, insertion: Insertion) -> bool:
+        """Whether the disk was proven to be safe to pull when it was last touched, or let go of."""
+        rows = self._db.execute(
+            "SELECT safe FROM ejected WHERE boot_id = ? AND diskseq = ? AND safe IS NOT NULL",
+            (insertion.boot_id, insertion.diskseq),
+        )
+        if rows:
+            return bool(rows[0][0])
+        last = self.last_on(insertion)
+        return last is not None and last.safe
+
     def eject(self, insertion: Insertion) -> None:
         """Somebody asked for this disk to be let go: the insertion is over for every entry."""
         self._db.execute("DELETE FROM ejected WHERE boot_id != ?", (insertion.boot_id,))
         self._db.execute(
-            "INSERT OR IGNORE INTO ejected VALUES (?, ?)", (insertion.boot_id, insertion.diskseq)
+            "INSERT OR IGNORE INTO ejected (boot_id, diskseq) VALUES (?, ?)",
+            (insertion.boot_id, insertion.diskseq),
         )
 
     def ejected(self, insertion: Insertion) -> bool:

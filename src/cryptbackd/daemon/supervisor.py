@@ -19,7 +19,7 @@ import attrs
 
 from .. import protocol
 from ..errors import ToolFailed
-from ..model import Device, Outcome, Phase, RunResult, StopReason
+from ..model import Device, JobKind, Outcome, Phase, RunResult, StopReason
 from . import answering, jobs, journal, reports
 from .history import History, Insertion, Run
 from .jobs import Job
@@ -181,6 +181,8 @@ class Supervisor:
         job.seconds = clock() - started
         if job.recorded:
             self._record_end(job, result)
+        elif job.kind is JobKind.RELEASE and result.touched:
+            self.history.proven(self.insertion(job), result.safe)
         del self._running[job.device.diskseq]
         job.over.set_result(result)
         self.ended(job, result)

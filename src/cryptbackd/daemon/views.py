@@ -85,12 +85,11 @@ class Views:
         )
 
     def _may_unplug(self, device: Device) -> bool:
-        """Whether nothing goes on with its disk, and the last run on it was proven safe."""
+        """Whether its disk was proven to be safe to pull, and nobody has begun with it since."""
         if self.supervisor.on_disk(device.diskseq):
             return False
         insertion = Insertion(self.boot_id, device.diskseq)
-        last = self.history.last_on(insertion)
-        return last is not None and last.safe
+        return self.history.is_safe(insertion)
 
 
 def _owner(entry: Entry | None, job: Job | None) -> str:
