@@ -10,7 +10,7 @@ import pytest
 from tests.machine import Fault, Machine
 from tests.vm.container import listing
 from tests.vm.failing import Hold, first_is_whole, nothing_left, succeeds_next, tells
-from tests.vm.runs import MIB, drive, ended, now
+from tests.vm.runs import MIB, UNIT, drive, ended, now, settled
 
 MAY = "You may unplug home now."
 NOT_PROVEN = "It was not proven that home may be unplugged."
@@ -53,6 +53,52 @@ def test_drive_mounted_out_of_sight_may_not_be_unplugged(enrolled: Machine) -> N
     other.wait(check=False)
     nothing_left(vm)
     succeeds_next(vm)
+
+
+def test_drive_that_is_mounted_by_hand_after_its_run_may_not_be_unplugged(
+    enrolled: Machine,
+) -> None:
+    """Whoever asks is told so until it is unmounted again; the same for a mapping."""
+    vm = enrolled
+    stick = vm.stick("main")
+    stick.plug()
+    assert ended(vm)["CRYPTBACK_OUTCOME"] == "done"
+    for use, end in (
+        (f"mount {stick.partition} /mnt", "umount /mnt"),
+        (
+            f"echo 0 8 linear {stick.partition} 0 | dmsetup create by-hand",
+            "dmsetup remove --retry by-hand",
+        ),
+    ):
+        assert drive(vm)["safe"]
+        vm.run(use)
+        assert not drive(vm)["safe"]
+        vm.run(end)
+    assert drive(vm)["safe"]
+
+
+def test_drive_of_which_an_eject_proved_nothing_may_not_be_unplugged(enrolled: Machine) -> None:
+    """Although its last run had proven it; and by another eject it may."""
+    vm = enrolled
+    stick = vm.stick("main")
+    stick.plug()
+    assert ended(vm)["CRYPTBACK_OUTCOME"] == "done"
+    assert drive(vm)["safe"]
+    vm.run("rm -f /run/elsewhere && mkfifo /run/elsewhere")
+    other = vm.spawn(["/bin/sh", "-c", ELSEWHERE, "sh", stick.partition])
+    vm.run(["cat", "/run/elsewhere"])
+    refused = vm.run(["cryptback", "eject", "home"], check=False)
+    assert refused.code != 0
+    assert MAY not in refused.out
+    assert not drive(vm)["safe"]
+    vm.run(["systemctl", "restart", UNIT])
+    assert not settled(vm)["safe"]
+
+    vm.run(["pkill", "-x", "sleep"])
+    other.wait(check=False)
+    vm.run(["cryptback", "eject", "home"])
+    assert drive(vm)["safe"]
+    nothing_left(vm)
 
 
 @pytest.mark.parametrize(

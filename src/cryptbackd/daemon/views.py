@@ -10,6 +10,7 @@ from ..text import printable
 from . import verification
 from .entries import EntryStore
 from .history import History, Insertion
+from .in_use import in_use
 from .jobs import Job
 from .presence import Presence
 from .status import DriveView, State
@@ -89,7 +90,7 @@ class Views:
         if self.supervisor.on_disk(device.diskseq):
             return False
         insertion = Insertion(self.boot_id, device.diskseq)
-        return self.history.is_safe(insertion)
+        return self.history.is_safe(insertion) and not in_use(device.disk)
 
 
 def _owner(entry: Entry | None, job: Job | None) -> str:
