@@ -81,6 +81,32 @@ def test_full_container_lets_the_oldest_version_go_but_none_that_is_to_stay(vm: 
     succeeds_next(vm)
 
 
+def test_container_that_is_full_of_directories_lets_the_oldest_version_go(vm: Machine) -> None:
+    """A quick run finds no room before it copies anything: cp(1) meets it, and not rsync."""
+    credential(vm, "home")
+    stick = vm.stick("main", size=112 * MIB, fs="ext4")
+    stick.plug()
+    # A block and an inode each: a version takes 16 MiB of some 39 that there are.
+    vm.run("mkdir -p $(seq -f /home/me/%04.0f/d 2000) && chown -R me: /home/me")
+    init(vm, stick.partition, "home", "--size", "64M", "--filesystem", "ext4")
+    vm.run(["cryptback", "run", "home"], timeout=120)
+    with opened(vm) as container:
+        first, second = container.versions()
+    vm.run("echo more > /home/me/more && chown me: /home/me/more")
+    since = now(vm)
+    vm.run(["cryptback", "run", "home"], timeout=120)
+    told = [entry["MESSAGE"] for entry in vm.journal(since=since, CRYPTBACK_DRIVE="home")]
+    quick = "home: comparing with what this computer remembers of the drive: "
+    assert any(line.startswith(quick) for line in told)
+    assert "home: comparing in full, since the container was full." in told
+    why = "the container is full, and no rule of [keep] holds it"
+    assert f"home: version {first} removed: {why}." in told
+    with opened(vm) as container:
+        kept, newest = container.versions()
+        assert kept == second
+        assert container.listing(newest) == listing(vm, "/home/me")
+
+
 def test_container_cut_short_is_told(enrolled: Machine) -> None:
     vm = enrolled
     vm.expect_journal("^cryptbackd: home: failed: ")

@@ -27,6 +27,7 @@ from ..model import Phase
 from ..run import Child, child, death
 from ..text import printable
 from . import rsync_words
+from .changing import FULL, no_room
 from .control import Control, Meter, escaped
 from .reader import reader_arguments, reader_command
 from .rsync_job import ITEM, SOURCE, TEMPORARY, Job, Received, arguments, listed
@@ -39,7 +40,6 @@ _PATIENCE = 3.0
 _LAST_WORDS = 0.1
 """Seconds that more is waited for of what an ended rsync had said: most is in the pipe by then."""
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
 _ROOM = 1 << 20
 """Bytes that no attribute takes."""
 _BROKEN = (errno.EIO, errno.EROFS, errno.ENODEV, errno.ENXIO, errno.EUCLEAN, errno.ENOMEDIUM)
@@ -309,7 +309,7 @@ class _Rsync:
         elif found.attribute and not (found.errno in FULL and self._is_full()):
             self._attribute_lost(found)
         elif found.errno in FULL:
-            self._fatal = DriveFull("There is no room left in the container.")
+            self._fatal = no_room()
         elif found.errno in _BROKEN:
             self._fatal = DriveFailed(
                 f"The drive failed while it was written to: {why}.",

@@ -22,6 +22,7 @@ from ...model import Device, LedgerEntry, Outcome, Phase, RunResult
 from ...text import size
 from .. import header as headers
 from .. import shed, unsummed, workspace
+from ..changing import FULL, no_room
 from ..control import Control
 from ..device import is_write_protected, opened, power_off, want_writable
 from ..layers.inner import inner
@@ -39,7 +40,7 @@ from ..rsync_job import Job
 from ..rsync_version import rsync_version
 from ..sources import plan, stage
 from ..spot import read_back
-from ..sync import FULL, Synced, sync
+from ..sync import Synced, sync
 from ..versions import VERSIONS, Store, ahead, copies, record, removal, store
 from ..whitelist import Header
 
@@ -337,7 +338,7 @@ def _full_is_told() -> Iterator[None]:
     except OSError as exc:
         if exc.errno not in FULL:
             raise
-        raise DriveFull("There is no room left in the container.") from exc
+        raise no_room() from exc
 
 
 def _too_small(full: DriveFull, tree: Mounted) -> DriveFull:

@@ -11,7 +11,7 @@ import re
 import stat
 from pathlib import Path
 
-from ...run import run
+from ..changing import change
 from ..control import Control
 from .within import Within
 
@@ -66,7 +66,13 @@ def dig_holes(original: bytes, target: Within, path: bytes, control: Control) ->
     try:
         times = os.fstat(fd)
         argv = [FALLOCATE, "--dig-holes", f"/proc/self/fd/{fd}"]
-        run(argv, pass_fds=[fd], deadline=_PATIENCE, interrupt=control.interrupt)
+        change(
+            argv,
+            "Holes could not be made in a file",
+            pass_fds=[fd],
+            deadline=_PATIENCE,
+            interrupt=control.interrupt,
+        )
         os.utime(fd, ns=(times.st_atime_ns, times.st_mtime_ns))
     finally:
         os.close(fd)

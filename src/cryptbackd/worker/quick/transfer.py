@@ -15,7 +15,7 @@ from pathlib import Path
 import attrs
 
 from ...manifest import Record
-from ...run import run
+from ..changing import change
 from ..control import Control
 from ..rsync_job import Job, Received
 from ..sources import is_inside
@@ -329,7 +329,8 @@ class _Transfer:
         how = "--link" if self._place.linked else "--reflink=auto"
         argv = [CP, "--archive", "--no-dereference", "--no-target-directory", how, "--"]
         argv += [os.fsdecode(last), str(fresh)]
-        run(argv, deadline=_PATIENCE, interrupt=self._control.interrupt)
+        failure = "A file could not be kept as it was"
+        change(argv, failure, deadline=_PATIENCE, interrupt=self._control.interrupt)
         with self._target.parent(path) as (directory, name):
             times = os.fstat(directory)
             os.rename(fresh, name, dst_dir_fd=directory)

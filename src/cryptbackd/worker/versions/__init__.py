@@ -54,7 +54,7 @@ class Store(Protocol):
     def remove(self, tree: Path, interrupt: Interrupt) -> None:
         """Remove a tree that is no version any more; stopped in between, it can be repeated.
 
-        Raises DriveFailed, and what *interrupt* raises.
+        Raises DriveFailed and DriveFull, and what *interrupt* raises.
         """
 
     def reclaim(self, interrupt: Interrupt) -> None:

@@ -9,11 +9,13 @@ from pathlib import Path
 from ... import kernel
 from ...errors import DriveFailed, ForgedDrive, ToolFailed
 from ...run import Interrupt, run
+from ..changing import change
 from .tree import remove_tree
 
 BTRFS = "/usr/bin/btrfs"
 _SUBVOLUME_INODE = 256
 """Inode number of every subvolume's root (BTRFS_FIRST_FREE_OBJECTID)."""
+_NOT_MADE = "A subvolume could not be made"
 
 
 class BtrfsStore:
@@ -29,9 +31,9 @@ class BtrfsStore:
         """Make the subvolume, from the newest version if it went missing."""
         if not os.path.lexists(self.target):
             if last is None:
-                _btrfs("create", str(self.target))
+                _btrfs(_NOT_MADE, "create", str(self.target))
             else:
-                _btrfs("snapshot", str(last), str(self.target))
+                _btrfs(_NOT_MADE, "snapshot", str(last), str(self.target))
         if not _is_subvolume(self.target):
             raise ForgedDrive('"current" in the container is not the subvolume that it was.')
 
@@ -54,7 +56,7 @@ class BtrfsStore:
 
     def keep(self, version: Path) -> None:
         """Snapshot it; the name comes to be in one transaction."""
-        _btrfs("snapshot", "-r", str(self.target), str(version))
+        _btrfs(_NOT_MADE, "snapshot", "-r", str(self.target), str(version))
 
     def removes_at_once(self, tree: Path) -> bool:
         """A snapshot goes in one transaction, for which there is room when there is no other."""
@@ -65,10 +67,7 @@ class BtrfsStore:
         if not _is_subvolume(tree):
             remove_tree(tree, interrupt)  # somebody copied it here
             return
-        try:
-            run([BTRFS, "subvolume", "delete", str(tree)], deadline=600)
-        except ToolFailed as exc:
-            raise DriveFailed(f"A subvolume could not be deleted: {exc.sentence}") from exc
+        _btrfs("A subvolume could not be deleted", "delete", str(tree))
 
     def reclaim(self, interrupt: Interrupt) -> None:
         """The first commit wakes the cleaner, the second makes free what it released."""
@@ -85,8 +84,5 @@ def _is_subvolume(path: Path) -> bool:
     return stat.S_ISDIR(status.st_mode) and status.st_ino == _SUBVOLUME_INODE
 
 
-def _btrfs(*arguments: str) -> None:
-    try:
-        run([BTRFS, "subvolume", *arguments], deadline=600)
-    except ToolFailed as exc:
-        raise DriveFailed(f"A subvolume could not be made: {exc.sentence}") from exc
+def _btrfs(failure: str, *arguments: str) -> None:
+    change([BTRFS, "subvolume", *arguments], failure, deadline=600)

@@ -15,14 +15,17 @@ import stat
 from pathlib import Path
 
 from ... import kernel
-from ...errors import DriveFailed, ForgedDrive, ToolFailed
-from ...run import Interrupt, run
+from ...errors import DriveFailed, DriveFull, ForgedDrive
+from ...run import Interrupt
+from ..changing import change
 from .tree import remove_tree
 
 CP = "/usr/bin/cp"
 _ASIDE = ".interrupted-"
 _MOST_LINK_DESTS = 18
 """rsync takes at most 20 ``--link-dest`` options."""
+_PATIENCE = 6 * 3600.0
+"""Seconds; a slow drive takes its time for a million names."""
 
 
 class HardLinkStore:
@@ -65,10 +68,7 @@ class HardLinkStore:
         if not os.path.lexists(old) or os.path.lexists(new):
             return
         new.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            run([CP, "--archive", "--link", "--no-dereference", "--", str(old), str(new)])
-        except ToolFailed as exc:
-            raise DriveFailed(f"The last state could not be kept: {exc.sentence}") from exc
+        _link(old, new, "The last state could not be kept")
 
     def is_untouched(self, last: Path) -> bool:
         """It is empty; what an interrupted run left would be lost to a quick one."""
@@ -76,11 +76,12 @@ class HardLinkStore:
 
     def fill(self, last: Path) -> None:
         """Link all of the tree *last* into the target."""
-        argv = [CP, "--archive", "--link", "--no-dereference", "--no-target-directory", "--"]
         try:
-            run([*argv, str(last), str(self.target)], deadline=6 * 3600)
-        except ToolFailed as exc:
-            raise DriveFailed(f"The last state could not be linked: {exc.sentence}") from exc
+            _link(last, self.target, "The last state could not be linked")
+        except DriveFull:
+            # It has nothing that the last version hasn't, and takes room that is to be made.
+            remove_tree(self.target)
+            raise
 
     def keep(self, version: Path) -> None:
         """The rename makes it a version; what was set aside has served."""
@@ -105,6 +106,12 @@ class HardLinkStore:
             raise DriveFailed(f"Room could not be made: {exc.strerror}.") from exc
         finally:
             os.close(fd)
+
+
+def _link(tree: Path, where: Path, failure: str) -> None:
+    """Have *where* be like *tree*, by links to its files."""
+    argv = [CP, "--archive", "--link", "--no-dereference", "--no-target-directory", "--"]
+    change([*argv, str(tree), str(where)], failure, deadline=_PATIENCE)
 
 
 def _set_aside(root: Path) -> list[Path]:

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from ...config import Keep
-from ...errors import Cancelled, DriveFailed
+from ...errors import Cancelled, DriveFailed, DriveFull
 from ...model import Phase
 from ...text import printable
 from ..control import Control
@@ -37,14 +37,14 @@ def finish(keeper: Store, directory: Path, control: Control) -> None:
         control.check()
         try:
             keeper.remove(tree, control.interrupt)
-        except DriveFailed as exc:
+        except (DriveFailed, DriveFull) as exc:
             _warn(tree.name.removeprefix(_REMOVED), exc, control)
 
 
 def let_go(keeper: Store, directory: Path, name: str, why: str, control: Control) -> None:
     """Remove the version *name*; *why* ends the sentence that is said.
 
-    Raises DriveFailed, OSError and Cancelled.
+    Raises DriveFailed, DriveFull, OSError and Cancelled.
     """
     tree = directory / name
     at_once = keeper.removes_at_once(tree)
@@ -78,7 +78,7 @@ def by_rules(keeper: Store, tree: Mounted, keep: Keep, control: Control) -> None
             let_go(keeper, directory, version.name, "no rule of [keep] holds it", control)
         except Cancelled:
             return
-        except (DriveFailed, OSError) as exc:
+        except (DriveFailed, DriveFull, OSError) as exc:
             _warn(version.name, exc, control)
             return
 
@@ -86,7 +86,8 @@ def by_rules(keeper: Store, tree: Mounted, keep: Keep, control: Control) -> None
 def make_room(keeper: Store, tree: Mounted, keep: Keep, control: Control) -> bool:
     """Let versions go that no rule of *keep* holds, oldest first, until another try is worth it.
 
-    Whether one went.  Never the newest.  Raises DriveFailed, OSError and Cancelled.
+    Whether one went.  Never the newest.  Raises DriveFailed, DriveFull, OSError and
+    Cancelled.
     """
     directory = tree.path / VERSIONS
     keeper.reclaim(control.interrupt)  # else what the copy gave back would count, too
@@ -121,8 +122,8 @@ def _plan(directory: Path, keep: Keep) -> Plan:
     return plan(made_here, keep, int(time.time()))
 
 
-def _warn(name: str, error: DriveFailed | OSError, control: Control) -> None:
-    fault = error.sentence if isinstance(error, DriveFailed) else f"{error.strerror}."
+def _warn(name: str, error: DriveFailed | DriveFull | OSError, control: Control) -> None:
+    fault = f"{error.strerror}." if isinstance(error, OSError) else error.sentence
     control.warn(
         f"version {printable(name, 40)} could not be removed; the next run tries again. {fault}"
     )

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...errors import DriveFailed, ToolFailed
-from ...run import Interrupt, run
+from ...run import Interrupt
+from ..changing import change
 
 RM = "/usr/bin/rm"
 _PATIENCE = 6 * 3600.0
 """Seconds; a slow drive takes its time for a million names."""
 
 
-def remove_tree(tree: Path, interrupt: Interrupt) -> None:
+def remove_tree(tree: Path, interrupt: Interrupt | None = None) -> None:
     """Remove *tree* with all that is in it, following no link and staying on its filesystem.
 
-    rm(1) does that by descriptors, however deep it is.  Raises DriveFailed, and what
-    *interrupt* raises.
+    rm(1) does that by descriptors, however deep it is.  Raises DriveFailed and DriveFull, and
+    what *interrupt* raises.
     """
     argv = [RM, "--recursive", "--force", "--one-file-system", "--", str(tree)]
-    try:
-        run(argv, deadline=_PATIENCE, interrupt=interrupt)
-    except ToolFailed as exc:
-        raise DriveFailed(f"Files could not be removed: {exc.sentence}") from exc
+    change(argv, "Files could not be removed", deadline=_PATIENCE, interrupt=interrupt)

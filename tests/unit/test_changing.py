@@ -1,0 +1,35 @@
+"""What a program's complaint means that changes the container."""
+
+from __future__ import annotations
+
+import pytest
+
+from cryptbackd.errors import DriveFailed
+from cryptbackd.run import Ended
+from cryptbackd.worker.changing import change, is_full
+
+
+@pytest.mark.parametrize(
+    ("said", "full"),
+    [
+        ("/usr/bin/cp: cannot create directory '/t/a': No space left on device\n", True),
+        ("cp: cannot create '/t/a': Disk quota exceeded\ncp: preserving times for '/t'\n", True),
+        ("fallocate: fallocate failed: No space left on device", True),
+        ("ERROR: Could not create subvolume: No space left on device\n", True),
+        ("cp: cannot stat '/t/a': Input/output error\n", False),
+        ("rm: cannot remove 'x: No space left on device': Input/output error\n", False),
+        ("", False),
+    ],
+)
+def test_a_full_container_is_told_by_the_end_of_a_line(said: str, full: bool) -> None:
+    assert is_full(Ended(("cp",), 1, b"", said.encode())) is full
+
+
+def test_any_other_failure_is_the_drives() -> None:
+    argv = ["/usr/bin/rm", "--recursive", "--", "/nonexistent/tree"]
+    with pytest.raises(DriveFailed) as failed:
+        change(argv, "Files could not be removed", deadline=60)
+    assert failed.value.sentence == (
+        "Files could not be removed: /usr/bin/rm failed: /usr/bin/rm: cannot remove"
+        " '/nonexistent/tree': No such file or directory"
+    )
