@@ -6,7 +6,7 @@ import pytest
 
 from cryptbackd.errors import DriveFailed
 from cryptbackd.run import Ended
-from cryptbackd.worker.changing import change, is_full
+from cryptbackd.worker.changing import FULL, TooLong, change, complains
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from cryptbackd.worker.changing import change, is_full
     ],
 )
 def test_a_full_container_is_told_by_the_end_of_a_line(said: str, full: bool) -> None:
-    assert is_full(Ended(("cp",), 1, b"", said.encode())) is full
+    assert complains(Ended(("cp",), 1, b"", said.encode()), *FULL) is full
 
 
 def test_any_other_failure_is_the_drives() -> None:
@@ -33,3 +33,9 @@ def test_any_other_failure_is_the_drives() -> None:
         "Files could not be removed: /usr/bin/rm failed: /usr/bin/rm: cannot remove"
         " '/nonexistent/tree': No such file or directory"
     )
+
+
+def test_a_path_that_is_too_long_is_not_the_drives_failure() -> None:
+    argv = ["/usr/bin/cp", "--archive", "--", "/etc/hostname", "/nonexistent/" + "x" * 5000]
+    with pytest.raises(TooLong):
+        change(argv, "The last state could not be linked", deadline=60)

@@ -88,6 +88,27 @@ def test_in_doubt_a_run_compares_in_full(enrolled: Machine) -> None:
 
 
 ENTRY = "/etc/cryptback/drives.d/home.toml"
+DEEP = "/home/me/" + "/".join(["d"] * 1000)
+
+
+def test_a_quick_run_goes_as_deep_as_rsync_does(enrolled: Machine) -> None:
+    """Deeper than Python recurses: a new file is asked about, and the whole is removed."""
+    vm = enrolled
+    vm.run(f"sed -i '/^include/a exclude = [\"*.tmp\"]' {ENTRY} && mkdir -p {DEEP}")
+    vm.stick("main").plug()
+    assert ended(vm)["CRYPTBACK_OUTCOME"] == "done"
+    vm.run(f"touch {DEEP}/new {DEEP}/new.tmp")
+    run(vm)
+    with opened(vm) as container:
+        found = vm.run(f"find {container.newest()} -name 'new*' -printf '%f\\n'").out.split()
+    assert found == ["new"]
+    vm.run("rm -r /home/me/d")
+    run(vm)
+    quick = "home: comparing with what this computer remembers of the drive: "
+    assert all(way.startswith(quick) for way in ways(vm)[-2:])
+    assert difference(vm) == ""
+
+
 UNREADABLE = """
 mkdir /srv/gone /srv/shared && echo 1 > /srv/gone/file
 cd /srv/shared && echo 1 > open && echo 1 > closed && chmod 0600 closed

@@ -12,6 +12,11 @@ from collections.abc import Sequence
 from ..errors import DriveFailed, DriveFull, ToolFailed
 from ..run import Ended, Interrupt, run
 
+
+class TooLong(ToolFailed):
+    """A path is longer than the program can take, which others may."""
+
+
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """What the kernel says where there is no room left."""
 
@@ -26,7 +31,7 @@ def change(
 ) -> None:
     """Run a program that changes the container; *failure* is what it means if it fails.
 
-    Raises DriveFull, DriveFailed, and what *interrupt* raises.
+    Raises DriveFull, TooLong, DriveFailed, and what *interrupt* raises.
     """
     try:
         ended = run(argv, pass_fds=pass_fds, deadline=deadline, ok=None, interrupt=interrupt)
@@ -34,17 +39,20 @@ def change(
         raise DriveFailed(f"{failure}: {exc.sentence}") from exc
     if ended.status == 0:
         return
-    if is_full(ended):
+    if complains(ended, *FULL):
         raise no_room()
-    raise DriveFailed(f"{failure}: {argv[0]} failed: {ended.complaint}")
+    sentence = f"{failure}: {argv[0]} failed: {ended.complaint}"
+    if complains(ended, errno.ENAMETOOLONG):
+        raise TooLong(sentence)
+    raise DriveFailed(sentence)
 
 
-def is_full(ended: Ended) -> bool:
-    """Whether a program has complained that there is no room left.
+def complains(ended: Ended, *numbers: int) -> bool:
+    """Whether a program has complained of an error with one of these numbers.
 
     That is what a line ends with, in the locale C (error(3)); a name in it is somebody's choice.
     """
-    ends = tuple(f": {os.strerror(number)}".encode() for number in FULL)
+    ends = tuple(f": {os.strerror(number)}".encode() for number in numbers)
     return any(line.endswith(ends) for line in ended.err.splitlines())
 
 

@@ -73,18 +73,21 @@ class Manifests:
 
     def _walk(self, version: Version) -> Iterator[bytes]:
         """Every path of *version*, as a record that knows neither its time nor its content."""
-
-        def unreadable(exc: OSError) -> None:
-            self.wrong += 1
-            where = f'"{printable(exc.filename or b"")}" in {printable(version.path.name, 40)}'
-            self.control.warn(f"The directory {where} can't be read: {exc.strerror}.")
-
         with opened(version) as root:
-            for directory, folders, files, fd in os.fwalk(b".", dir_fd=root, onerror=unreadable):
-                for name in (*folders, *files):
-                    status = os.lstat(name, dir_fd=fd)
-                    path = os.path.join(directory, name).removeprefix(b"./")
-                    kind = readback.kind(status)
+            directories = [b""]
+            while directories:
+                directory = directories.pop()
+                try:
+                    found = readback.directory(root, directory)
+                except OSError as exc:
+                    self.wrong += 1
+                    where = f'"{printable(directory)}" in {printable(version.path.name, 40)}'
+                    self.control.warn(f"The directory {where} can't be read: {exc.strerror}.")
+                    continue
+                for name, status in found.items():
+                    path, kind = os.path.join(directory, name), readback.kind(status)
+                    if kind == "d":
+                        directories.append(path)
                     yield Record(path, kind, status.st_size, 0, None, None, 0, 0, 0, 1).raw()
 
 

@@ -84,6 +84,19 @@ def look(root: int, path: bytes) -> os.stat_result:
         os.close(fd)
 
 
+def directory(root: int, path: bytes) -> dict[bytes, os.stat_result]:
+    """What is in the directory *path* below *root* ("" is that itself), no link followed.
+
+    Raises OSError.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+    fd = kernel.openat2(root, os.fsdecode(path) or ".", flags, _BENEATH)
+    try:
+        return {os.fsencode(name): os.lstat(name, dir_fd=fd) for name in os.listdir(fd)}
+    finally:
+        os.close(fd)
+
+
 def kind(status: os.stat_result) -> str:
     """The letter that a manifest has for this kind of file."""
     letters = {stat.S_IFREG: "f", stat.S_IFDIR: "d", stat.S_IFLNK: "l", stat.S_IFIFO: "p"}

@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import shutil
 import signal
 import socket
 from collections.abc import Iterator
@@ -32,6 +31,7 @@ from .control import Control, Meter, escaped
 from .reader import reader_arguments, reader_command
 from .rsync_job import ITEM, SOURCE, TEMPORARY, Job, Received, arguments, listed
 from .rsync_words import Complaint
+from .versions.tree import remove_tree
 from .writer import confine, readers
 
 _PATIENCE = 3.0
@@ -72,10 +72,10 @@ def temporary(target: Path) -> Iterator[Path]:
     What a killed run left there is wiped.  After an error it stays.
     """
     directory = target / TEMPORARY
-    shutil.rmtree(directory, ignore_errors=True)
+    remove_tree(directory)
     directory.mkdir(mode=0o700)
     yield directory
-    shutil.rmtree(directory)
+    remove_tree(directory)
 
 
 def copy_named(job: Job, control: Control, total: int) -> Synced:
@@ -101,7 +101,7 @@ def sync(job: Job, control: Control) -> Synced:
     is not even room for a directory.
     """
     temporary = job.target / TEMPORARY
-    shutil.rmtree(temporary, ignore_errors=True)
+    remove_tree(temporary)
     temporary.mkdir(mode=0o700)
     control.phase(Phase.COMPARING)
     total = _Rsync(job, control, dry=True).compare()
@@ -110,11 +110,11 @@ def sync(job: Job, control: Control) -> Synced:
     try:
         synced = copy.copy(total)
     except DriveFull as exc:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove_tree(temporary)
         exc.missing = max(0, total - copy.synced.changed_bytes)
         raise
     control.check()
-    shutil.rmtree(temporary)
+    remove_tree(temporary)
     return synced
 
 

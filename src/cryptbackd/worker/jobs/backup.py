@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from ...model import Device, LedgerEntry, Outcome, Phase, RunResult
 from ...text import size
 from .. import header as headers
 from .. import shed, unsummed, workspace
-from ..changing import FULL, no_room
+from ..changing import FULL, TooLong, no_room
 from ..control import Control
 from ..device import is_write_protected, opened, power_off, want_writable
 from ..layers.inner import inner
@@ -250,18 +250,16 @@ def back_up(
             }
             return Kept(record.write(directory, version, fields), synced)
 
-        while True:
-            try:
-                with _full_is_told():
-                    kept = make_ready()
-                break
-            except DriveFull as full:
-                if (verdict and not accept) or not removal.make_room(
-                    keeper, tree, entry.keep, control
-                ):
-                    raise _too_small(full, tree) from full
-                keeper.begin(last.path if last else None)
-                chosen.compare_in_full("the container was full", control)
+        def make_room() -> bool:
+            """Let versions go, if any may; whether another try is worth it."""
+            return (accept or not verdict) and removal.make_room(keeper, tree, entry.keep, control)
+
+        def again(why: str) -> None:
+            """Begin anew, as a full comparison."""
+            keeper.begin(last.path if last else None)
+            chosen.compare_in_full(why, control)
+
+        kept = _at_last(make_ready, make_room, again, tree, chosen)
         keeper.keep(kept.version.path)
         taken.made(kept.version)
     _is_made(kept, control)
@@ -278,6 +276,28 @@ def back_up(
         control=control,
     )
     return kept
+
+
+def _at_last(
+    make_ready: Callable[[], Kept],
+    make_room: Callable[[], bool],
+    again: Callable[[str], None],
+    tree: Mounted,
+    chosen: Way,
+) -> Kept:
+    """What *make_ready* returns, once there is room for it."""
+    while True:
+        try:
+            with _full_is_told():
+                return make_ready()
+        except DriveFull as full:
+            if not make_room():
+                raise _too_small(full, tree) from full
+            again("the container was full")
+        except TooLong:
+            if chosen.changes is None:
+                raise
+            again("a path in the last version is too long")
 
 
 def _is_made(kept: Kept, control: Control) -> None:

@@ -8,12 +8,12 @@ is excluded.  The skeleton is gone when :func:`included` returns.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 from ...run import run
 from ..rsync_words import unescaped
+from ..versions.tree import remove_tree
 
 _ITEM = b"="
 
@@ -23,8 +23,8 @@ def included(
 ) -> set[bytes]:
     """Those of *paths* (each with whether it is a directory) that are not excluded.
 
-    *where* must not exist yet.  Raises OSError where no skeleton can be made of a path, and
-    ToolFailed.
+    *where* must not exist yet.  Raises OSError where no skeleton can be made of a path (it may be
+    longer than PATH_MAX), and ToolFailed.
     """
     asked = dict(paths)
     if not patterns or not asked:
@@ -36,7 +36,7 @@ def included(
         argv += [f"--filter=- {pattern}" for pattern in patterns]
         told = run([*argv, f"{where}/", f"{where}-none/"], deadline=600).out
     finally:
-        shutil.rmtree(where)
+        remove_tree(where)
     named = {
         unescaped(line[1:]).rstrip(b"/") for line in told.split(b"\n") if line.startswith(_ITEM)
     }
@@ -47,9 +47,13 @@ def _build(where: bytes, paths: dict[bytes, bool]) -> None:
     made = {b""}
     for path, is_directory in paths.items():
         directory = path if is_directory else os.path.dirname(path)
-        if directory not in made:
-            os.makedirs(os.path.join(where, directory), exist_ok=True)
+        missing = []
+        while directory not in made:
+            missing.append(directory)
             made.add(directory)
+            directory = os.path.dirname(directory)
+        for directory in reversed(missing):
+            os.mkdir(os.path.join(where, directory))
         if not is_directory:
             flags = os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC
             os.close(os.open(os.path.join(where, path), flags, 0o600))

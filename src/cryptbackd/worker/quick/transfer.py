@@ -151,7 +151,7 @@ class _Transfer:
     def run(self) -> None:
         doubts = self._control.doubts.number
         for path in self._what.remove:
-            self._target.remove(path)
+            self._target.remove(path, self._control.interrupt)
             self._control.check()
         self.done.synced.deleted = sum(path not in self._now for path in self._before)
         large = self.run_large()
@@ -215,7 +215,7 @@ class _Transfer:
             if status is None or stat.S_ISDIR(status.st_mode):
                 continue
             if self._place.linked:
-                self._target.remove(path)
+                self._target.remove(path, self._control.interrupt)
             elif status.st_nlink > 1:
                 shared.setdefault(status.st_ino, []).append(path)
                 links[status.st_ino] = status.st_nlink
@@ -225,7 +225,7 @@ class _Transfer:
             stays = max(set(sources), key=sources.count) if len(paths) == links[inode] else None
             for path in paths:
                 if stays is None or self._now[path].inode != stays:
-                    self._target.remove(path)
+                    self._target.remove(path, self._control.interrupt)
 
     # The copy
 

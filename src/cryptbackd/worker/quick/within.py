@@ -6,13 +6,14 @@ A :class:`Within` holds a descriptor of the directory while its block runs.
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ... import kernel
+from ...run import Interrupt
+from ..versions.tree import remove_tree
 
 _RESOLVE = kernel.RESOLVE_BENEATH | kernel.RESOLVE_NO_SYMLINKS | kernel.RESOLVE_NO_MAGICLINKS
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
@@ -59,14 +60,18 @@ class Within:
         """A descriptor of a file, the caller's to close."""
         return kernel.openat2(self._root, os.fsdecode(path), flags | os.O_NOFOLLOW, _RESOLVE)
 
-    def remove(self, path: bytes) -> None:
-        """Remove what is there, if anything, with all below it."""
+    def remove(self, path: bytes, interrupt: Interrupt) -> None:
+        """Remove what is there, if anything, with all below it.
+
+        Raises OSError, and what ``remove_tree`` does.
+        """
         status = self.status(path)
         if status is None:
             return
         with self.parent(path) as (directory, name):
             if stat.S_ISDIR(status.st_mode):
-                shutil.rmtree(name, dir_fd=directory)
+                there = Path(f"/proc/self/fd/{directory}", os.fsdecode(name))
+                remove_tree(there, interrupt, pass_fds=[directory])
             else:
                 os.unlink(name, dir_fd=directory)
 

@@ -40,7 +40,10 @@ class Store(Protocol):
         """Whether the target, once begun, is as the tree *last* is, or will be when filled."""
 
     def fill(self, last: Path) -> None:
-        """Have the target hold what the tree *last* does."""
+        """Have the target hold what the tree *last* does.
+
+        Raises DriveFull, DriveFailed, and TooLong where a path can't be.
+        """
 
     def retain(self, path: str) -> None:
         """Have the last state of the source *path* stand in the target."""

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import stat
 from pathlib import Path
 
 from ... import kernel
 from ...errors import DriveFailed, DriveFull, ForgedDrive
 from ...run import Interrupt
-from ..changing import change
+from ..changing import TooLong, change
 from .tree import remove_tree
 
 CP = "/usr/bin/cp"
@@ -50,7 +49,7 @@ class HardLinkStore:
                 number += 1
             aside.append(self.target.rename(root / f"{_ASIDE}{number}"))
         for old in aside[:-_MOST_LINK_DESTS]:
-            shutil.rmtree(old)
+            remove_tree(old)
         newest_first = aside[-_MOST_LINK_DESTS:][::-1]
         self._last = last
         self.link_dest = (*newest_first, last) if last is not None else tuple(newest_first)
@@ -78,7 +77,7 @@ class HardLinkStore:
         """Link all of the tree *last* into the target."""
         try:
             _link(last, self.target, "The last state could not be linked")
-        except DriveFull:
+        except (DriveFull, TooLong):
             # It has nothing that the last version hasn't, and takes room that is to be made.
             remove_tree(self.target)
             raise
@@ -87,7 +86,7 @@ class HardLinkStore:
         """The rename makes it a version; what was set aside has served."""
         self.target.rename(version)
         for path in _set_aside(self.target.parent):
-            shutil.rmtree(path)
+            remove_tree(path)
 
     def removes_at_once(self, tree: Path) -> bool:  # noqa: ARG002
         """It goes name by name."""
