@@ -27,16 +27,22 @@ def told(control: Control) -> Iterator[None]:
 
 
 def tell(control: Control) -> None:
-    """Tell what remains until the job enters its next phase."""
+    """Tell what remains until the job enters its next phase; the thread is gone then."""
     statistics = _statistics()
-    if statistics is not None:
-        over = threading.Event()
-        control.on_phase_end(over.set)
-        thread = threading.Thread(
-            target=_tell, args=(control, statistics, over), daemon=True, name="remaining"
-        )
-        with suppress(RuntimeError):  # no thread is to be had: then nothing is told
-            thread.start()
+    if statistics is None:
+        return
+    over = threading.Event()
+    thread = threading.Thread(
+        target=_tell, args=(control, statistics, over), daemon=True, name="remaining"
+    )
+
+    def end() -> None:
+        over.set()
+        thread.join()
+
+    with suppress(RuntimeError):  # no thread is to be had: then nothing is told
+        thread.start()
+        control.on_phase_end(end)
 
 
 def _statistics() -> Path | None:

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import attrs
 
+from ..model import Phase
 from .control import Control
 from .layers.mounted import Mounted
 from .quick.transfer import reader
 from .recording import Recording
+from .remaining import tell
 from .rsync_job import Job
 from .sync import Synced, copy_named, temporary
 
@@ -39,9 +41,13 @@ def recorded(
     described = taken.write(version, target, compared=compared)
     if not taken.unsummed:
         return described
+    # Which also ends the thread that tells what remains: there may be none when rsync is confined.
+    control.phase(Phase.COMPARING)
     found = _compared(taken.unsummed, syncs, control)
     synced.changed_files += found.changed_files
     synced.changed_bytes += found.changed_bytes
+    control.phase(Phase.KEEPING)
+    tell(control)
     tree.sync()
     return taken.write(version, target, compared=compared)
 
