@@ -15,11 +15,13 @@ be open.
 from __future__ import annotations
 
 import os
+import resource
 import select
 import signal
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
 from .. import kernel, secret
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from ..protocol import Start
     from .control import Control
 
+_DESCRIPTORS = 1 << 16
+"""As many as the files of a container, and the sources that users' lists name, may take: three for
+each of the former, one for each of the latter."""
 _USAGE = """\
 usage: cryptbackd.worker --socket FD      do the job that comes over FD
        cryptbackd.worker --sweep [NAME]   lock what a dead worker (of that entry) left open"""
@@ -83,6 +88,7 @@ def _worker(fd: int) -> int:
     # Process 1 of a namespace ignores every signal that it has no handler for.
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     os.umask(0o077)
+    _allow_descriptors()
     # Our PID namespace needs a /proc of its own (bubblewrap looks its child up there).  It is
     # read-only: a fresh one that isn't would undo the service's ProtectKernelTunables=.
     safe = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
@@ -96,6 +102,17 @@ def _worker(fd: int) -> int:
             return 1
         control.finish(_do(start, control))
     return 0
+
+
+def _allow_descriptors() -> None:
+    """Have more than the usual 1,024: select(2), which can't tell of others, is used for pipes and
+    sockets that are there before.
+
+    glibc does it by prlimit(2), which the service may call (@default of SystemCallFilter=).
+    """
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(_DESCRIPTORS, hard), hard))
 
 
 def _job(start: Start) -> Callable[[Start, Control], RunResult]:

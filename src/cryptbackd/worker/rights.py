@@ -79,7 +79,11 @@ def opened(rights: Rights, paths: Sequence[str], flags: int) -> dict[str, int | 
     paths = list(dict.fromkeys(paths))
     found: dict[str, int | OSError] = {}
     for start in range(0, len(paths), _MAX_PATHS):
-        found |= _opened(rights, paths[start : start + _MAX_PATHS], flags)
+        some = paths[start : start + _MAX_PATHS]
+        try:
+            found |= _opened(rights, some, flags)
+        except OSError as exc:
+            found |= dict.fromkeys(some, exc)
     return found
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import resource
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -29,8 +28,6 @@ from .loop import Loop, bind, loops
 
 DMSETUP = "/usr/sbin/dmsetup"
 _SECTOR = 512
-_OTHERS = 256
-"""Descriptors that a worker may need for all else."""
 
 
 @attrs.define
@@ -64,7 +61,6 @@ class Backing:
 
         ``node`` may be another afterwards, which is held until it is handed over.
         """
-        _allow_descriptors(3 * len(files) + _OTHERS)
         self._loops[-1].take_in()
         fresh = files[len(self._loops) :]
         for file in fresh:
@@ -104,20 +100,12 @@ def joined(files: Sequence[int], name: str) -> Iterator[Backing]:
     Raises DriveFailed when that can't be had, or is still there afterwards, and ForgedDrive when
     it is not what was asked for.
     """
-    _allow_descriptors(3 * len(files) + _OTHERS)
     with loops(files) as devices, ExitStack() as stack:
         backing = Backing(devices, name, stack)
         if len(devices) > 1:
             access = fcntl.fcntl(files[0], fcntl.F_GETFL) & os.O_ACCMODE
             backing.join(read_only=access == os.O_RDONLY)
         yield backing
-
-
-def _allow_descriptors(wanted: int) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < wanted:
-        with suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
 
 
 @contextmanager
