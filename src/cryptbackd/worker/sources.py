@@ -22,6 +22,7 @@ from pathlib import Path
 import attrs
 
 from .. import kernel
+from . import careful
 from .control import Control, escaped
 from .mountinfo import mount_of, mounts
 
@@ -72,23 +73,22 @@ def plan(
     """
     read, kept = [], []
     hint = "Its last state was kept (`cryptback run --accept-changes` takes it as it is)."
-    for path in _outermost(include):
+    for path in outermost(include):
         before = last_filesystems.get(path, "")
+        source = Source(path, before)
+        fault = ""
         try:
-            source = Source(path, before, open_(path))
+            source.fd = open_(path)
+            source.filesystem = _filesystem(path, source.fd)
+            if last_tree is not None and not accept:
+                if before not in ("", source.filesystem):
+                    fault = "is on another filesystem than before"
+                elif _is_empty(source.fd) and _has_content(last_tree, path):
+                    fault = "is empty, and was not before"
         except OSError as exc:
-            why = "is missing" if exc.errno == errno.ENOENT else f"can't be read: {exc.strerror}"
-            sentence = f"The source {escaped(path)} {why}. Its last state was kept."
-            control.warn(sentence, doubt=False, many=True)
+            _let_go(source, exc, control)
             kept.append(Source(path, before))
             continue
-        source.filesystem = _filesystem(path, source.fd)
-        fault = ""
-        if last_tree is not None and not accept:
-            if before not in ("", source.filesystem):
-                fault = "is on another filesystem than before"
-            elif _is_empty(source.fd) and _has_content(last_tree, path):
-                fault = "is empty, and was not before"
         if fault:
             sentence = f"The source {escaped(path)} {fault}. {hint}"
             control.warn(sentence, doubt=False, many=True)
@@ -129,14 +129,26 @@ def is_inside(path: str, other: str) -> bool:
     return path == other or path.startswith(other.rstrip("/") + "/")
 
 
-def _outermost(include: Sequence[str]) -> list[str]:
+def outermost(include: Sequence[str]) -> list[str]:
     """The sources without those that lie in another one and on the same filesystem."""
-    found: list[str] = []
+    found: dict[str, None] = {}
     for path in sorted({os.path.normpath(path).replace("//", "/") for path in include}):
-        inside = any(is_inside(path, other) for other in found)
-        if not inside or os.path.ismount(path):
-            found.append(path)
-    return found
+        above = path
+        while above not in found and above != "/":
+            above = os.path.dirname(above)
+        if above not in found or os.path.ismount(path):
+            found[path] = None
+    return list(found)
+
+
+def _let_go(source: Source, why: OSError, control: Control) -> None:
+    """Warn of a source that can't be read."""
+    if source.fd >= 0:
+        os.close(source.fd)
+        source.fd = -1
+    fault = "is missing" if why.errno == errno.ENOENT else f"can't be read: {why.strerror}"
+    sentence = f"The source {escaped(source.path)} {fault}. Its last state was kept."
+    control.warn(sentence, doubt=False, many=True)
 
 
 def _filesystem(path: str, fd: int) -> str:
@@ -190,45 +202,94 @@ def _mounts_below(sources: Sequence[Source]) -> tuple[str, ...]:
     return tuple(sorted(p for p in below if not any(p.startswith(other + "/") for other in below)))
 
 
-def stage(plan_: Plan, others: Sequence[str], where: Path, last_tree: Path | None) -> None:
+def stage(
+    plan_: Plan, others: Sequence[str], where: Path, last_tree: Path | None, control: Control
+) -> Plan:
     """Build the tree that the reader sees at *where*, an empty directory in the workspace.
 
     It also has the directories that lead to *others*, which stay as they are in the target.
+    Returns what has become of the plan: a source that can't be shown is warned about and kept.
     """
     where.mkdir()
-    ancestors: dict[str, None] = {"": None}
-    for path in (*(source.path for source in plan_.read), *others):
-        parts = path.strip("/").split("/")[:-1]
-        for depth in range(len(parts)):
-            ancestors["/".join(parts[: depth + 1])] = None
-    for ancestor in ancestors:
-        if ancestor:
-            (where / ancestor).mkdir(exist_ok=True)
+    ancestors = {""}
+    placed, shown, kept = [], [], list(plan_.kept)
+    for source in plan_.read:
+        try:
+            _place(source, where, ancestors)
+            placed.append(source)
+        except OSError as exc:
+            _let_go(source, exc, control)
+            kept.append(source)
+    for path in others:
+        # What can't lead anywhere here, as a name is too long or a file's, doesn't in the target.
+        with suppress(OSError):
+            _lead_to(path, where, ancestors)
     for ancestor in sorted(ancestors, reverse=True):
         _resemble(where / ancestor, ancestor, last_tree)
-    for source in plan_.read:
+    for source in placed:
         target = where / source.path.lstrip("/")
-        if not target.exists():
-            if stat.S_ISDIR(os.fstat(source.fd).st_mode):
-                target.mkdir()
-            else:
-                target.touch()
-            _resemble(target.parent, os.path.dirname(source.path.lstrip("/")), last_tree)
-        kernel.bind_read_only(source.fd, str(target), recursive=plan_.recursive)
+        try:
+            kernel.bind_read_only(source.fd, str(target), recursive=plan_.recursive)
+        except OSError as exc:
+            _let_go(source, exc, control)
+            kept.append(source)
+            # What stands for it would be copied.
+            with suppress(OSError):
+                target.rmdir() if target.is_dir() else target.unlink()
+            continue
         os.close(source.fd)
         source.fd = -1
+        shown.append(source)
+    return attrs.evolve(plan_, read=tuple(shown), kept=tuple(kept))
+
+
+def _place(source: Source, where: Path, ancestors: set[str]) -> None:
+    """Make what the source is to be mounted on."""
+    _lead_to(source.path, where, ancestors)
+    target = where / source.path.lstrip("/")
+    if stat.S_ISDIR(os.fstat(source.fd).st_mode):
+        target.mkdir(exist_ok=True)
+    else:
+        target.touch()
+
+
+def _lead_to(path: str, where: Path, ancestors: set[str]) -> None:
+    """Make the directories that *path* lies in, and add them to *ancestors*."""
+    parts = path.strip("/").split("/")[:-1]
+    for depth in range(len(parts)):
+        ancestor = "/".join(parts[: depth + 1])
+        if ancestor not in ancestors:
+            (where / ancestor).mkdir(exist_ok=True)
+            ancestors.add(ancestor)
 
 
 def _resemble(staged: Path, path: str, last_tree: Path | None) -> None:
     """Give the staged directory owner, mode, times and attributes of the real one."""
-    real = Path("/", path)
-    if not real.is_dir():
-        if last_tree is None or not (last_tree / path).is_dir():
-            return
-        real = last_tree / path
-    status = os.stat(real)
-    os.chown(staged, status.st_uid, status.st_gid)
-    with suppress(OSError):
-        # tmpfs may not take every extended attribute.
-        shutil.copystat(real, staged)
-    os.utime(staged, ns=(status.st_atime_ns, status.st_mtime_ns))
+    fd = _real(path, last_tree)
+    if fd is None:
+        return
+    try:
+        status = os.fstat(fd)
+        os.chown(staged, status.st_uid, status.st_gid)
+        with suppress(OSError):
+            # tmpfs may not take every extended attribute.
+            shutil.copystat(f"/proc/self/fd/{fd}", staged)
+        os.utime(staged, ns=(status.st_atime_ns, status.st_mtime_ns))
+    finally:
+        os.close(fd)
+
+
+def _real(path: str, last_tree: Path | None) -> int | None:
+    """The directory as it is, or was the last time: an O_PATH descriptor, the caller's to close.
+
+    A user who serves a filesystem is not asked for one that lies there.
+    """
+    with suppress(OSError, careful.ServedByUser):
+        fd = careful.walk(f"/{path}")
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            return fd
+        os.close(fd)
+    if last_tree is not None:
+        with suppress(OSError):
+            return os.open(last_tree / path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    return None

@@ -175,12 +175,6 @@ def back_up(
         _lists(remembered.get("lists")),
         control,
     )
-    readers = [group for group in asked.groups if group.plan.read]
-    if not readers:
-        raise Refused(
-            "None of the sources can be read, so there is nothing to back up.",
-            "Look at `include` and `include_from` in the entry.",
-        )
     with recording(name, last, control) as taken:
         plain = Job(
             stage=place,
@@ -193,10 +187,7 @@ def back_up(
             received=taken.received,
             failed=taken.failed,
         )
-        syncs = [
-            _staged(asked, group, attrs.evolve(plain, stage=place / f"sources{number}"), last_tree)
-            for number, group in enumerate(readers)
-        ]
+        asked, syncs = _staged(asked, plain, last_tree, control)
         for job in syncs:
             taken.list_sources(job)
         programs = _programs()
@@ -305,12 +296,33 @@ def _is_made(kept: Kept, control: Control) -> None:
     control.say(f"version {kept.version.path.name} made.", "version_made")
 
 
-def _staged(asked: Asked, group: Group, job: Job, last_tree: Path | None) -> Job:
-    """The job that copies what *group* reads, which is staged where *job* says."""
-    others = asked.others(group)
-    stage(group.plan, others, job.stage, last_tree)
-    own = tuple(source.path for source in group.plan.read)
-    return attrs.evolve(job, own=own, others=others, rights=group.rights)
+def _staged(
+    asked: Asked, plain: Job, last_tree: Path | None, control: Control
+) -> tuple[Asked, list[Job]]:
+    """What is asked for, as it could be staged below ``plain.stage``, and the jobs that copy it.
+
+    Raises Refused where there is none.
+    """
+    groups: list[Group] = []
+    jobs: list[Job] = []
+    for group in asked.groups:
+        where = plain.stage / f"sources{len(groups)}"
+        staged = group
+        if group.plan.read:
+            shown = stage(group.plan, asked.others(group), where, last_tree, control)
+            staged = attrs.evolve(group, plan=shown)
+        groups.append(staged)
+        own = tuple(source.path for source in staged.plan.read)
+        if own:
+            others = asked.others(staged)
+            job = attrs.evolve(plain, stage=where, own=own, others=others, rights=group.rights)
+            jobs.append(job)
+    if not jobs:
+        raise Refused(
+            "None of the sources can be read, so there is nothing to back up.",
+            "Look at `include` and `include_from` in the entry.",
+        )
+    return attrs.evolve(asked, groups=tuple(groups)), jobs
 
 
 def _copy(
