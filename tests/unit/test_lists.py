@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 import pwd
+import socket
 from pathlib import Path
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cryptbackd.worker import lists, rights
+from cryptbackd.worker import lists, rights, sources
+from cryptbackd.worker.control import Control
+from cryptbackd.worker.rsync_job import Job, arguments
+
+JOB = Job(Path("/stage"), Path("/target"), (), (), ())
 
 
 def test_a_list_has_comments_blank_lines_and_the_home_directory() -> None:
@@ -30,6 +36,44 @@ def test_a_name_need_not_be_text() -> None:
     named, bad = lists.parse(b"/srv/\xff\n", "/home/me")
     assert [os.fsencode(path) for path in named] == [b"/srv/\xff"]
     assert bad == []
+
+
+def test_a_path_that_is_longer_than_a_filter_may_be_is_left_out() -> None:
+    longest = "/" + "é" * 999 + "x"
+    assert lists.parse(f"{longest}\n{longest}x\n".encode(), "/home/me") == (
+        [longest],
+        [(2, f"{longest}x")],
+    )
+    home = lists.parse(b"~/" + b"x" * 1995, "/home/me")
+    assert (len(home[0]), len(home[1])) == (0, 1)
+
+
+def test_a_list_names_what_there_is_room_for_in_arguments() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        control = Control(ours)
+        usual = [f"/home/me/{number:051d}" for number in range(5000)]
+        assert lists.fitting("/l", usual[:3000], 1 << 20, control) == usual[:3000]
+        assert not control.warnings
+        wild = [f"/{number}{'*' * 1990}" for number in range(1000)]
+        fit = lists.fitting("/l", wild, 1 << 20, control)
+        others = [f"/other/{number}" for number in range(50)]
+        own = attrs.evolve(JOB, own=tuple(fit), others=tuple(others))
+        theirs_ = attrs.evolve(JOB, own=("/",), others=tuple(fit))
+        for job in (own, theirs_):
+            argv = arguments(job, dry=True, door=3)
+            assert sum(len(os.fsencode(word)) + 9 for word in argv) < (1 << 20) + 10_000
+        assert len(control.warnings) == 1
+        assert control.warnings[0].endswith(
+            f" and all {1000 - len(fit)} paths from there on are left out."
+        )
+    assert not control.doubts
+
+
+def test_a_source_in_another_one_is_left_to_that() -> None:
+    named = ["/srv/b/c", "/srv/b-c", "/srv/b", "/srv/bc/../b/d", "//srv/a"]
+    assert sources.outermost(named) == ["/srv/a", "/srv/b", "/srv/b-c"]
+    assert sources.outermost(["/srv", "/"]) == ["/"]
 
 
 @given(st.binary())
@@ -90,9 +134,3 @@ def test_paths_are_opened_with_the_rights_of_the_user_alone(tmp_path: Path) -> N
     magic = rights.opened(nobody, ["/proc/self/root"], os.O_PATH)["/proc/self/root"]
     assert isinstance(magic, OSError)
     assert os.geteuid() == 0
-
-
-def test_a_list_names_no_more_than_fits_into_a_versions_record() -> None:
-    lists._want_short([f"/home/me/{number}" for number in range(10_000)], lists._ROOM // 4)
-    with pytest.raises(OSError, match="200,000 paths are more"):
-        lists._want_short([f"/home/me/{number}" for number in range(200_000)], lists._ROOM)

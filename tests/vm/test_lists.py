@@ -130,6 +130,38 @@ def test_a_warning_for_each_of_very_many_files_hides_no_version(enrolled: Machin
     assert inside(vm, "ls home/me/many") == []
 
 
+def test_no_list_ends_a_run(enrolled: Machine) -> None:
+    """More paths than descriptors, or than arguments; names that are none; a file as directory."""
+    vm = enrolled
+    vm.run(
+        "mkdir -p /home/me/.config /home/me/many /srv/other && touch /srv/other/file"
+        " && cd /home/me/many && seq 1200 | xargs touch && chown -R me: /home/me"
+    )
+    entry(vm, '"/etc/hostname"')
+    many = [f"~/many/{number}" for number in range(1, 1201)]
+    long = "/home/me/" + "/".join(["y" * 200] * 20)
+    write(
+        vm,
+        long,
+        f"~/{'z' * 300}/file",
+        "/srv/other/file/below",
+        "~/many/7/below",
+        *many,
+    )
+    since = now(vm)
+    vm.stick("main").plug()
+    assert ended(vm, since=since)["CRYPTBACK_OUTCOME"] == "warnings"
+    told = warnings(vm, since)
+    assert f'Line 1 of the list "{LIST}" is left out: "/home/me/yyy' in told
+    assert "Too many open files" not in told
+    assert len(inside(vm, "find home/me/many -type f")) == 1200
+
+    write(vm, *many, *(f"~/{number:060}" for number in range(3000)))
+    told = back_up(vm)
+    assert f'The list "{LIST}" names too much: ' in told
+    assert len(inside(vm, "find home/me/many -type f")) == 1200
+
+
 def test_nobody_waits_for_a_filesystem_that_a_user_serves(enrolled: Machine) -> None:
     vm = enrolled
     stop = "/run/stop-serving"
@@ -147,6 +179,8 @@ def test_nobody_waits_for_a_filesystem_that_a_user_serves(enrolled: Machine) -> 
     why = "can't be read: it lies on a user's own filesystem (FUSE)."
     assert f'The source "/home/me/served" {why}' in told
     assert f'The source "/home/me/by-link" {why}' in told
+    write(vm, "~/.config", "~/served/below/it")
+    assert f'The source "/home/me/served/below/it" {why}' in back_up(vm)
     vm.run(["sed", "-i", f"s|{LIST}|/home/me/served/list|", ENTRY])
     assert f'The list "/home/me/served/list" {why}' in back_up(vm)
     vm.run(["touch", stop])

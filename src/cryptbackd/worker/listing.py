@@ -48,7 +48,8 @@ def sources(job: Job, out: Path, control: Control) -> bool:
         expression, begins = ["-mindepth", "1"], "./"
     else:
         expression, begins, said = [], "", said.replace("%P", "%p", 1)
-    pruned = [f"{begins}{pattern(path.strip('/'))}" for path in job.others]
+    below = [path for path in job.others if any(is_inside(path, own) for own in job.own)]
+    pruned = [f"{begins}{pattern(path.strip('/'))}" for path in below]
     tests = [word for path in pruned for word in ("-path", path, "-prune", "-o")]
     fed = os.memfd_create("sources", os.MFD_CLOEXEC)
     try:

@@ -11,7 +11,6 @@ Nothing here lives longer than the call, but for the descriptors in the plans, w
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from collections.abc import Callable, Mapping, Sequence
@@ -23,18 +22,20 @@ from ..text import count, printable
 from ..trusted import open_as_root
 from . import rights
 from .control import Control, escaped
+from .listing import pattern
 from .rights import Rights
-from .sources import Plan, Source, is_inside, unveil
+from .sources import Plan, Source, is_inside, outermost, unveil
 
 _LARGEST = 1 << 20
 """Bytes of a list that are read."""
-_ROOM = 8 << 20
-"""Bytes of a version's record that all lists together may take, half of what it may have: each
-takes its share at most, so that no user's list keeps others' from being backed up."""
-_EACH = 64
-"""Bytes that a path takes in the record beside its name, which stands there twice."""
 _NAMED = 5
 """Bad lines of one list that are named one by one."""
+_LONGEST = 2000
+"""Bytes of a path.  A filter of rsync, in which each may be escaped, is shorter than PATH_MAX."""
+_ROOM = 1 << 20
+"""Bytes of a program's arguments for what all lists name: half of what Linux takes (execve(2))."""
+_RULES, _WORDS = 4, 24
+"""So many filters of rsync there are of a path at most, with so many bytes beside it each."""
 
 
 @attrs.frozen
@@ -93,8 +94,8 @@ def gather(
         whose = rights.owner_of_home(path, entry.owner)
         whose = None if whose is not None and whose.uid == 0 else whose
         try:
-            lists[path] = _read(path, whose, control)
-            _want_short(lists[path], _ROOM // len(entry.backup.include_from))
+            room = _ROOM // len(entry.backup.include_from)
+            lists[path] = fitting(path, _read(path, whose, control), room, control)
         except OSError as exc:
             lists[path] = list(last_lists.get(path, ()))
             control.warn(
@@ -124,6 +125,7 @@ def gather(
 def _plan(plan_for: Callable[..., Plan], paths: Sequence[str], whose: Rights | None) -> Plan:
     if whose is None:
         return plan_for(paths, open_=open_as_root)
+    paths = outermost(paths)
     found = rights.opened(whose, paths, os.O_PATH)
 
     def open_(path: str) -> int:
@@ -135,7 +137,7 @@ def _plan(plan_for: Callable[..., Plan], paths: Sequence[str], whose: Rights | N
     try:
         return plan_for(paths, open_=open_)
     finally:
-        # Those that lie in another one were not asked for.
+        # An error may come before all were asked for.
         for result in found.values():
             if isinstance(result, int):
                 os.close(result)
@@ -166,7 +168,7 @@ def _read(path: str, whose: Rights | None, control: Control) -> list[str]:
     for number, line in bad[:_NAMED]:
         control.warn(
             f'Line {number} of the list {escaped(path)} is left out: "{printable(line, 60)}" is not'
-            ' an absolute path without "..".',
+            f' an absolute path without "..", of at most {_LONGEST} bytes.',
             doubt=False,
         )
     if len(bad) > _NAMED:
@@ -175,9 +177,18 @@ def _read(path: str, whose: Rights | None, control: Control) -> list[str]:
     return named
 
 
-def _want_short(named: list[str], room: int) -> None:
-    if 2 * len(json.dumps(named)) + _EACH * len(named) > room:
-        raise OSError(0, f"{count(len(named), 'path')} are more than a version can tell of")
+def fitting(path: str, named: list[str], room: int, control: Control) -> list[str]:
+    """Of what the list *path* has *named* as much as *room* is for; the rest is warned about."""
+    for number, each in enumerate(named):
+        room -= _RULES * (len(os.fsencode(pattern(each))) + _WORDS)
+        if room < 0:
+            control.warn(
+                f"The list {escaped(path)} names too much: {escaped(each)} and all"
+                f" {len(named) - number} paths from there on are left out.",
+                doubt=False,
+            )
+            return named[:number]
+    return named
 
 
 def _want_roots(path: str, status: os.stat_result) -> None:
@@ -210,7 +221,12 @@ def parse(raw: bytes, home: str) -> tuple[list[str], list[tuple[int, str]]]:
         if not text or text.startswith("#"):
             continue
         path = home.rstrip("/") + text[1:] if text == "~" or text.startswith("~/") else text
-        if path.startswith("/") and "\0" not in path and ".." not in path.split("/"):
+        if (
+            path.startswith("/")
+            and "\0" not in path
+            and ".." not in path.split("/")
+            and len(os.fsencode(path)) <= _LONGEST
+        ):
             named.append(os.path.normpath(path).replace("//", "/"))
         else:
             bad.append((number, text))
