@@ -7,8 +7,8 @@ purpose ``files``.  A packet is one JSON object:
 keys                                         from    means
 ===========================================  ======  ====================================
 ``version``                                  worker  first, once: the version that is read
-``read``, ``dry``, ``contents``              writer  paths below the version's root, each
-                                                     with a ``/./`` where the part begins
+``read``, ``dry``, ``contents``,             writer  paths below the version's root, each
+``devices``                                          with a ``/./`` where the part begins
                                                      that is made again at the target
 ``reading``, with a descriptor               worker  a socket; the reading rsync has the
                                                      other end, see :func:`reader_options`

@@ -53,7 +53,7 @@ class Version:
         self.passes.append(wanted.dry)
         ours, theirs = socket.socketpair()
         options = reader_options(
-            dry=wanted.dry, contents=wanted.contents, devices=os.geteuid() == 0
+            dry=wanted.dry, contents=wanted.contents, devices=wanted.devices and os.geteuid() == 0
         )
         argv = ["/usr/bin/rsync", *options, *(f"{self.root}{path}" for path in wanted.paths)]
         end = theirs.fileno()
@@ -233,6 +233,20 @@ def test_setuid_bits_are_restored_on_demand_alone(version: Version, here: Path) 
     assert stat.S_IMODE((here / "shared").stat().st_mode) == 0o2770
     write(version, ["/program"], here, privileges=True)
     assert stat.S_IMODE((here / "program").stat().st_mode) == 0o6755
+
+
+def test_devices_are_restored_on_demand_alone_and_named(version: Version, here: Path) -> None:
+    version.root.joinpath("dev").mkdir()
+    os.mknod(version.root / "dev/disk", 0o666 | stat.S_IFBLK, os.makedev(254, 0))
+    put(version.root / "dev/file", "f")
+    told = write(version, ["/dev"], here)
+    assert os.listdir(here / "dev") == ["file"]
+    assert told.failed == {
+        os.fsencode(here / "dev/disk"): "a device comes back with --setuid alone"
+    }
+    told = write(version, ["/dev"], here, privileges=True)
+    assert stat.S_ISBLK((here / "dev/disk").stat().st_mode)
+    assert not told.failed
 
 
 def test_odd_names(version: Version, here: Path) -> None:

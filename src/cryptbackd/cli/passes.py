@@ -30,6 +30,7 @@ _OCTAL = re.compile(rb"\\#([0-7]{3})")
 _NEWER = re.compile(rb"(.*) is newer")
 _PROGRESS = re.compile(rb"\s*(\d+)\s+\d+%")
 _IN_THE_WAY = re.compile(rb"cannot delete non-empty directory: (.*)")
+_NO_FILE = re.compile(rb'skipping non-regular file "(.*)"')
 _COMPLAINT = re.compile(
     rb"rsync: \[(?P<side>\w+)[^]]*\] (?P<what>.*?)(?:\"(?P<path>[^\"].*)\".*?)?:"
     rb" (?P<why>[^:]+) \((?P<errno>\d+)\)"
@@ -100,6 +101,8 @@ class Pass:
             self._writer.progress(self._done)
         elif match := _IN_THE_WAY.fullmatch(line):
             self._in_the_way(match)
+        elif match := _NO_FILE.fullmatch(line):
+            self._fail(self._whole(_decoded(match[1])), "a device comes back with --setuid alone")
 
     def err(self, line: bytes) -> None:
         """A line of its standard error."""

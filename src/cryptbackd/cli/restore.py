@@ -48,7 +48,9 @@ class _Plan:
 @click.option("--overwrite", is_flag=True, help="Replace what is newer, too.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be done.")
 @click.option(
-    "--setuid", is_flag=True, help="Restore setuid and setgid bits and file capabilities (root)."
+    "--setuid",
+    is_flag=True,
+    help="Restore setuid and setgid bits, file capabilities and devices (root).",
 )
 @output.json_option
 def restore(

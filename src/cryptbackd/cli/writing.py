@@ -130,7 +130,9 @@ class Writer:
     @contextmanager
     def _reading(self, group: Group, dry: bool) -> Iterator[int]:
         """The socket to a reading rsync."""
-        request = {"read": list(group.paths), "dry": dry, "contents": self._wish.overwrite}
+        wish = self._wish
+        request = {"read": list(group.paths), "dry": dry, "contents": wish.overwrite}
+        request["devices"] = wish.privileges
         try:
             restoring.send(self._peer, request)
         except OSError:
@@ -145,7 +147,8 @@ class Writer:
 
     def _arguments(self, dry: bool, near: int, target: str) -> list[str]:
         wish = self._wish
-        argv = [RSYNC, *writer_options(dry=dry, contents=wish.overwrite, devices=self._root)]
+        devices = self._root and wish.privileges
+        argv = [RSYNC, *writer_options(dry=dry, contents=wish.overwrite, devices=devices)]
         argv += ["--no-human-readable", "--outbuf=L", FORMAT, *_ATTRIBUTES]
         argv += [] if wish.privileges else _PRIVILEGES
         argv += [] if wish.overwrite else ["--update"]

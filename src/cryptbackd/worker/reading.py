@@ -58,6 +58,8 @@ class Wanted:
     paths: tuple[str, ...]
     dry: bool
     contents: bool
+    devices: bool
+    """Device nodes, too, which only root gets."""
 
     @staticmethod
     def from_packet(raw: dict[str, Any]) -> Wanted:
@@ -74,7 +76,9 @@ class Wanted:
                 raise Refused("What is to be restored is no absolute path.")
             if ".." in path.split("/"):
                 raise Refused('What is to be restored has a ".." in its path.')
-        return Wanted(tuple(paths), raw.get("dry") is True, raw.get("contents") is True)
+        return Wanted(
+            tuple(paths), *(raw.get(key) is True for key in ("dry", "contents", "devices"))
+        )
 
 
 @contextmanager
@@ -92,7 +96,8 @@ def reader(
         os.write(arguments, b"".join(os.fsencode(word) + b"\0" for word in words))
         os.lseek(arguments, 0, os.SEEK_SET)
         argv = [BWRAP, "--args", str(arguments), "--", *_program(who)]
-        argv += reader_options(dry=wanted.dry, contents=wanted.contents, devices=who.is_root)
+        devices = who.is_root and wanted.devices
+        argv += reader_options(dry=wanted.dry, contents=wanted.contents, devices=devices)
         argv += [f"{SOURCE}{path}" for path in wanted.paths]
         process = spawn(argv, stdin=end, stdout=end, pass_fds=[arguments, rsync])
     finally:
