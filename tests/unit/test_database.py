@@ -46,7 +46,7 @@ class Place:
         pages = db.execute("PRAGMA page_count").fetchone()[0]
         db.execute(f"PRAGMA max_page_count = {pages}")
         with pytest.raises(sqlite3.OperationalError, match="full"):
-            db.execute("INSERT INTO ejected VALUES (?, 1)", ("x" * 100_000,))
+            db.execute("INSERT INTO ejected (boot_id, diskseq) VALUES (?, 1)", ("x" * 100_000,))
 
     def knows(self, history: History, runs: int, ledger: LedgerEntry) -> None:
         """All is known that there was, and what came after."""

@@ -731,7 +731,9 @@ def test_a_mistake_with_one_job_ends_that_job_and_no_other(
         await world.phase(Phase.SYNCING, "work")
         too_long = {"script": WAIT, "at": "x" * 200_000}
         monkeypatch.setattr(
-            Job, "start", lambda job, ledger: start(attrs.evolve(job, options=too_long), ledger)
+            Job,
+            "start",
+            lambda job, *told, **more: start(attrs.evolve(job, options=too_long), *told, **more),
         )
         world.service.arrived(stick())
         result = await world.result()
@@ -779,12 +781,18 @@ def test_a_computer_without_room_for_a_worker_fails_the_job(play: Play) -> None:
     async def scene(world: World) -> None:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         world.service.arrived(stick("FFFF-FFFF"))  # what is imported late is imported
-        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) - 1, hard))
+        highest = max(map(int, os.listdir("/proc/self/fd")))
+        taken = [os.open("/dev/null", os.O_RDONLY)]
+        while taken[-1] <= highest:
+            taken.append(os.dup(taken[0]))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (taken[-1] + 2, hard))  # one is left
         try:
             world.service.arrived(stick())
             result = await world.result()
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            for fd in taken:
+                os.close(fd)
         assert (result.outcome, result.error) == (Outcome.FAILED, "ToolFailed")
         assert result.sentence == "A worker could not be started: Too many open files."
         world.service.requests.run("home")

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 import attrs
 
 from ..config import Entry
-from ..text import count, printable
+from ..text import printable
 from ..trusted import open_as_root
 from . import rights
 from .control import Control, escaped
