@@ -12,6 +12,7 @@ import pytest
 
 from cryptbackd.daemon.history import History, Insertion, Run
 from cryptbackd.daemon.policy import Past
+from cryptbackd.daemon.values import short_enough
 from cryptbackd.model import JobKind, LedgerEntry, Outcome, RunResult
 
 HERE = Insertion("boot-1", 7)
@@ -280,3 +281,14 @@ def test_the_last_verification_is_one_that_came_to_a_result(history: History) ->
         assert found.sentence == ends[min(number, 1)].sentence
     assert history.last_success("home") == 0
     assert history.past("home", HERE) == []
+
+
+def test_one_answer_has_room_for_the_youngest_runs() -> None:
+    """A run with more than fits is told all the same, if it is the youngest."""
+    many = tuple("ä" * 500 for _ in range(600))  # 600 kB of UTF-8
+    runs = [attrs.evolve(run(f"r{number}"), warnings=many) for number in range(5)]
+    assert short_enough(runs) == runs[:3]
+    short = [run("quiet")] * 900
+    assert short_enough(short) == short
+    assert short_enough([attrs.evolve(run("r"), warnings=many * 5), *short]) != []
+    assert short_enough([]) == []

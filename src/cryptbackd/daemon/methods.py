@@ -27,7 +27,7 @@ from .queries import Queries
 from .results import Results
 from .service import Service
 from .tasks import Tasks
-from .values import drive_values, result_values, run_values
+from .values import drive_values, result_values, run_values, short_enough
 from .watch import Seen
 
 _PARENTS = {
@@ -121,7 +121,7 @@ class Methods:
     async def get_history(self, message: Message) -> Answer:
         """GetHistory."""
         name, limit = message.body
-        runs = self.service.history.runs(name or None, min(limit, MAX_RUNS))
+        runs = short_enough(self.service.history.runs(name or None, min(limit, MAX_RUNS)))
         if name and not runs:
             with contextlib.suppress(ConfigError):
                 self.service.store.get(name)

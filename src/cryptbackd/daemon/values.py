@@ -16,6 +16,9 @@ from .history import Run
 from .jobs import Job
 from .status import DriveView
 
+HISTORY_ROOM = 2 << 20
+"""Bytes of warnings in one answer about past runs."""
+
 
 def drive_values(view: DriveView, *, texts: bool) -> dict[str, Variant]:
     """A drive, as it is told on the bus."""
@@ -61,6 +64,20 @@ def run_values(run: Run, *, texts: bool) -> dict[str, Variant]:
         "outcome": Variant("s", run.outcome.value if run.outcome is not None else ""),
         **_common_values(run, run.interrupted, run.warnings, texts),
     }
+
+
+def short_enough(runs: list[Run]) -> list[Run]:
+    """Of *runs*, the youngest first, as many as one answer has room for.
+
+    Each may have warned of hundreds of files, and whoever says too much at once is thrown off the
+    bus (dbus-daemon(1), ``max_message_size``).
+    """
+    room = HISTORY_ROOM
+    for number, run in enumerate(runs):
+        room -= sum(len(warning.encode("utf-8", "surrogateescape")) for warning in run.warnings)
+        if room < 0:
+            return runs[: max(1, number)]
+    return runs
 
 
 def result_values(job: Job, result: RunResult, *, texts: bool) -> dict[str, Variant]:
