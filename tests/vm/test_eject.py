@@ -22,51 +22,11 @@ from tests.vm.runs import (
     random_files,
     settled,
 )
-from tests.vm.seat import words
 
 TEN_MEGABYTES = 10_000_000
 EJECT = ["busctl", "call", "org.cryptback1", "/org/cryptback1", "org.cryptback1.Manager"]
 EJECT += ["Eject", "s", "home"]
 """What `cryptback eject` asks for, without the seconds that Python takes to start here."""
-READS_NOTHING = """
-import asyncio, json, pathlib, select, socket
-from dbus_fast import BusType, Message
-from dbus_fast.aio import MessageBus
-
-MISSING = [f"/./home/me/{'x' * 60}{number}" for number in range(300)]
-
-
-async def call(bus, member, signature, body):
-    reply = await bus.call(Message(
-        destination="org.cryptback1", path="/org/cryptback1",
-        interface="org.cryptback1.Manager", member=member, signature=signature, body=body))
-    assert reply.error_name is None, reply.body
-    return reply
-
-
-async def main():
-    bus = await MessageBus(bus_type=BusType.SYSTEM, negotiate_unix_fd=True).connect()
-    run = (await call(bus, "Restore", "sa{sv}", ["home", {}])).body[0]
-    peer = socket.socket(fileno=(await call(bus, "HandOver", "ss", [run, "files"])).unix_fds[0])
-    peer.setblocking(False)
-    poll = select.poll()
-    poll.register(peer, select.POLLIN)
-    poll.poll()  # the version is open
-    poll.modify(peer, 0)
-    refused = 0
-    while not poll.poll(200):
-        try:
-            peer.send(json.dumps({"read": MISSING}).encode())
-            refused = 0
-        except BlockingIOError:
-            refused += 1
-        if refused == 25:
-            pathlib.Path("/tmp/full").touch()
-
-
-asyncio.run(main())
-"""
-"""Asks for files that there are not, until the worker waits for its answers to be read."""
 NOTHING_OPEN = "! dmsetup ls | grep cryptback && ! losetup --list --noheadings | grep ."
 
 
@@ -231,23 +191,3 @@ def second_entry(vm: Machine) -> Stick:
     enroll.init(vm, stick.partition, "more", *options, include=("/etc/systemd",))
     stick.pull()
     return stick
-
-
-def test_an_eject_while_whoever_restores_reads_nothing(enrolled: Machine) -> None:
-    """They fill the socket with answers, and then keep it."""
-    vm = enrolled
-    stick = vm.stick("main")
-    stick.plug()
-    assert ended(vm)["CRYPTBACK_OUTCOME"] == "done"
-    asking = vm.spawn(words(vm, "python3", "-I", "-c", READS_NOTHING))
-    vm.run(
-        ["timeout", "200", "sh", "-c", "until [ -e /tmp/full ]; do sleep 0.2; done"], timeout=210
-    )
-    start = vm.clock()
-    told = vm.run(["cryptback", "eject", "home"]).out
-    assert told.splitlines()[-1] == "You may unplug home now."
-    assert vm.clock() - start < 10
-    vm.run(NOTHING_OPEN)
-    asking.wait(timeout=PATIENCE)
-    assert outcomes(vm) == ["done", "cancelled"]
-    stick.pull()
