@@ -23,6 +23,7 @@ from tests.vm.runs import (
     random_files,
     settled,
 )
+from tests.vm.test_may_unplug import digest
 
 OTHER = ["ext4", "btrfs", None]
 """Further content of a drive that nobody enrolled."""
@@ -203,13 +204,21 @@ def test_two_sticks_with_the_same_uuid_are_refused(enrolled: Machine) -> None:
 def test_a_second_stick_with_the_same_uuid_leaves_the_run_of_the_first_alone(
     enrolled: Machine,
 ) -> None:
+    """It comes in the middle of it, and nothing is written on it."""
     original = enrolled.stick("main")
     clone = original.clone("clone")
-    original.plug()
-    ended(enrolled)
+    untouched = digest(clone.path)
+    random_files(enrolled, 4, 4)
+    held = hold(enrolled, original)
     clone.plug()
+    enrolled.run(["udevadm", "settle"])
+    assert drive(enrolled)["device"] == original.partition
+    assert enrolled.run(["ps", "-o", "stat=", str(held.writer)]).out.startswith("T")
+    go_on(enrolled)
+    ended(enrolled)
     enrolled.wait_journal("several devices show the UUID", CRYPTBACK_DRIVE="home")
     assert outcomes(enrolled) == ["done"]
+    assert digest(clone.path) == untouched
     before = now(enrolled)
     original.pull()
     # It was refused when it came, and is the only one now: it may run, and is told to be a copy.

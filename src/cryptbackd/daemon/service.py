@@ -282,9 +282,10 @@ class Service:
         self.work_changed()
         self.sleep.job_ended(job, result)
         self.timetable.soon()
-        # Plugged in anew while the worker of the last insertion was still dying?
+        # Plugged in anew while the worker of the last insertion was still dying, or another one
+        # with its UUID meanwhile?
         entry = self.store.now().good.get(job.name)
-        if entry is not None and job.device.diskseq not in {
+        if entry is not None and {job.device.diskseq} != {
             device.diskseq for device in policy.candidates(self.present.devices(), entry.uuid)
         }:
             self._consider(entry.uuid)
