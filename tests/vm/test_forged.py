@@ -228,8 +228,9 @@ def waiting(vm: Machine, words: list[str], for_: str, passphrase: str) -> Iterat
 def test_a_drive_that_shows_pieces_of_two_headers(
     enrolled: Machine, bare: Stick, tmp_path: Path
 ) -> None:
-    """Nothing of them is stored that does not open the drive as the one before did."""
+    """They are refused, and the stored one opens the drive as before."""
     vm = enrolled
+    vm.expect_journal("^cryptbackd: bare: failed: Its LUKS2 header is not one that cryptbackd made")
     bare.pull()
     _changed, other = made_elsewhere(tmp_path, honest_header(bare))
     with lying.drive(bare, tmp_path) as liar:

@@ -16,6 +16,7 @@ import pytest
 from tests.machine import Machine, layers
 from tests.vm.failing import Hold
 from tests.vm.runs import UNIT, ended
+from tests.vm.session import AGENT
 from tests.vm.test_stack import CAPABILITIES
 
 PROBE = (Path(layers.__file__).parent / "guest" / "probe.py").read_bytes()
@@ -180,6 +181,46 @@ def test_a_worker_that_only_looks_can_change_nothing(enrolled: Machine) -> None:
     held.go_on()
     verifying.wait(timeout=120)
     assert ended(vm, since=since)["CRYPTBACK_OUTCOME"] == "done"
+
+
+THEIR_OWN = {
+    "write in /tmp",
+    "write in a home",
+    "read in /tmp",
+    "read in a home",
+    "read in /dev",
+    "read in /proc",
+    "read in /var",
+    "change the niceness",  # toolkits do
+    "write code and run it",
+}
+"""What any program of theirs may, which takes no rights."""
+
+
+def test_the_agent_may_less_than_its_user(enrolled: Machine) -> None:
+    vm = enrolled
+    vm.push("/usr/local/bin/probe", PROBE, 0o755)
+    vm.push(
+        f"/run/systemd/user/{AGENT}.d/probe.conf",
+        b"[Service]\nExecStartPost=/usr/local/bin/probe\n",
+    )
+    vm.run("cp /usr/bin/true /usr/local/bin/probe.real; echo x > /tmp/somebodys")
+    found: dict[str, Any] = {}
+    vm.run(["loginctl", "enable-linger", "me"])
+    collect(vm, found, {"daemon"})
+    agent = found["daemon"]
+    assert (agent["status"]["NoNewPrivs"], agent["status"]["Seccomp"]) == ("1", "2")
+    assert {what for what, why in agent["tried"].items() if not why} == THEIR_OWN
+    # The same program of theirs, without the unit.
+    mine = vm.spawn(
+        [*["setpriv", "--reuid=me", "--regid=me", "--init-groups"], "/usr/local/bin/probe"]
+    )
+    while found["daemon"]["status"]["Pid"] == agent["status"]["Pid"]:
+        found.clear()
+        collect(vm, found, {"daemon"})
+    mine.wait(check=False)
+    freely = {what for what, why in found["daemon"]["tried"].items() if not why}
+    assert freely - THEIR_OWN == {"FREELY"}
 
 
 @pytest.mark.parametrize(

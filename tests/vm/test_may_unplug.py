@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.machine import Fault, Machine
-from tests.vm.container import listing
+from tests.machine import Fault, Machine, layers, oracle
+from tests.machine.layers import Layer
+from tests.vm.container import listing, opened
 from tests.vm.failing import Hold, first_is_whole, nothing_left, succeeds_next, tells
 from tests.vm.runs import MIB, UNIT, drive, ended, now, settled
 
@@ -136,6 +137,51 @@ def test_drive_that_fails_may_not_be_unplugged(
 
     succeeds_next(vm)
     first_is_whole(vm, files)
+
+
+ONCE = Fault("write", errno=61, once=True)
+"""A medium error (ENODATA) to the kernel, which doesn't try again: every later write works."""
+MOMENTS = {
+    "syncing": ("/usr/bin/rsync", "--info=progress2"),
+    "locking": ("/usr/bin/umount", "/run/cryptbackd/home/tree"),
+    "leaving": ("/usr/bin/umount", "/run/cryptbackd/home/drive"),
+}
+
+
+@pytest.mark.parametrize("layer", [layers.ENROLLED, layers.ENROLLED_EXT4], ids=["btrfs", "ext4"])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_one_lost_write_that_all_later_ones_forgive(moment: str, layer: Layer) -> None:
+    """It may be unplugged only if everything is there all the same, and in order."""
+    with layers.resume(layer) as vm:
+        vm.expect_journal("^cryptbackd: home: failed: ")
+        vm.expect_journal(DRIVE_BREAKS)
+        vm.expect_journal("^kernel: .*(critical medium error|loop0|dm-0)")
+        files = listing(vm, "/home/me")
+        vm.run("mkdir /home/me/more && head -c 16M /dev/urandom > /home/me/more/big")
+        wanted = listing(vm, "/home/me")
+        hold = Hold(vm, *MOMENTS[moment])
+        stick = vm.stick("main")
+        stick.plug()
+        held = hold.wait()
+        stick.fail(ONCE)
+        held.go_on()
+        end = ended(vm)
+        nothing_left(vm)
+        vm.wait_journal("critical medium error", _TRANSPORT="kernel")
+        said = bool(vm.journal(MESSAGE=MAY))
+        assert said != bool(vm.journal(MESSAGE=NOT_PROVEN))
+        assert (said, said) == (drive(vm)["safe"], end["CRYPTBACK_OUTCOME"] == "done")
+        stick.pull()
+        vm.run(["systemctl", "mask", "--runtime", "--now", UNIT])
+        stick.plug()
+        with opened(vm) as container:
+            names = container.versions()
+            assert container.listing(names[0]) == files
+            assert not said or container.listing(names[1]) == wanted
+        stick.pull()
+        vm.run(f"systemctl unmask --runtime {UNIT} && systemctl start {UNIT}")
+        succeeds_next(vm)
+        oracle.check(vm)
 
 
 @pytest.mark.parametrize(

@@ -272,10 +272,16 @@ def test_nobody_leads_roots_restore_elsewhere(enrolled: Machine) -> None:
     )
     vm.run(["chmod", "711", "/root", "/root/safe"])
     racing = vm.spawn(["/bin/sh", "-c", race], user="me")
-    for _turn in range(3):
-        vm.run(["cryptback", "restore", "home", "/home/me/many/deep", "--overwrite"], check=False,
-               timeout=PATIENCE)  # fmt: skip
+    tried = [
+        vm.run(
+            ["cryptback", "restore", "home", "/home/me/many/deep", "--overwrite"],
+            check=False,
+            timeout=PATIENCE,
+        )
+        for _turn in range(3)
+    ]
     assert not racing.done()
+    print([(each.code, each.out[-300:], each.err[-300:]) for each in tried])
     vm.run(["mv", "/home/me/many", "/home/me/over"])
     vm.run(["pkill", "-u", "me", "-x", "sh"], check=False)
     assert vm.run("find /root/safe -type f").out == "/root/safe/mine\n"
