@@ -220,7 +220,14 @@ def test_the_agent_may_less_than_its_user(enrolled: Machine) -> None:
         collect(vm, found, {"daemon"})
     mine.wait(check=False)
     freely = {what for what, why in found["daemon"]["tried"].items() if not why}
-    assert freely - THEIR_OWN == {"FREELY"}
+    assert freely - THEIR_OWN >= {
+        "make a user namespace",
+        "change the personality",
+        "open an IPv4 socket",
+        "open an IPv6 socket",
+        "open a netlink socket",
+        "open a crypto socket",
+    }
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,9 @@ def test_a_quick_run_goes_as_deep_as_rsync_does(enrolled: Machine) -> None:
     vm.run(f"touch {DEEP}/new {DEEP}/new.tmp")
     run(vm)
     with opened(vm) as container:
-        found = vm.run(f"find {container.newest()}/home/me -name 'new*' -printf '%f\\n'").out.split()
+        found = vm.run(
+            f"find {container.newest()}/home/me -name 'new*' -printf '%f\\n'"
+        ).out.split()
     assert found == ["new"]
     vm.run("rm -r /home/me/d")
     run(vm)

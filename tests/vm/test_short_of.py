@@ -8,6 +8,7 @@ import pytest
 
 from tests.machine import Machine
 from tests.machine.enroll import credential, init, make_files
+from tests.machine.stick import Fault
 from tests.vm.container import listing, opened
 from tests.vm.failing import (
     KERNEL_MISSES_IT,
@@ -137,7 +138,10 @@ def test_the_clock_jumps_in_mid_run(enrolled: Machine, days: int) -> None:
 
 
 def test_a_stick_that_turns_read_only_is_told(enrolled: Machine) -> None:
-    """As a card does whose controller has given up: now, and whenever it is plugged in."""
+    """As a card does whose controller has given up: now, and whenever it is plugged in.
+
+    To the computer each write fails; only when it is plugged in it is told why.
+    """
     vm = enrolled
     vm.expect_journal("^cryptbackd: home: failed: ")
     vm.expect_journal("^kernel: .*(I/O error|EXT4-fs|BTRFS|JBD2|loop0|dm-0|Buffer I/O|sda)")
@@ -146,9 +150,9 @@ def test_a_stick_that_turns_read_only_is_told(enrolled: Machine) -> None:
     stick = vm.stick("main")
     since = now(vm)
     hold(vm, stick, at_least=MIB)
-    vm.run(["blockdev", "--setro", str(stick.device), stick.partition])
+    stick.fail(Fault("write", errno=30))
     go_on(vm)
-    tells(vm, "turned read-only|can only be read", since=since)
+    tells(vm, "turned read-only|Input/output error", since=since)
     assert not vm.journal(since=since, MESSAGE="You may unplug home now.")
     stick.pull()
     since = now(vm)
