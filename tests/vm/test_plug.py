@@ -208,7 +208,7 @@ def test_a_second_stick_with_the_same_uuid_leaves_the_run_of_the_first_alone(
     original = enrolled.stick("main")
     clone = original.clone("clone")
     untouched = digest(clone.path)
-    random_files(enrolled, 4, 4)
+    random_files(enrolled, 8, 4)
     held = hold(enrolled, original)
     clone.plug()
     enrolled.run(["udevadm", "settle"])
