@@ -543,7 +543,12 @@ def test_an_init_ends_with_who_asked_for_it(play: Play) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "says"), [({"name": "home"}, "already"), ({"name": "x", "colour": 1}, "colour")]
+    ("options", "says"),
+    [
+        ({"name": "home"}, "already"),
+        ({"name": "x", "colour": 1}, "colour"),
+        ({"name": "x", "diskseq": 8}, "is not the drive any more that was shown"),
+    ],
 )
 def test_an_init_that_cannot_be(play: Play, options: dict[str, Any], says: str) -> None:
     async def scene(world: World) -> None:

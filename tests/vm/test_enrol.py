@@ -405,6 +405,25 @@ def test_goes_on_when_a_person_says_so(vm: Machine) -> None:
 # What it refuses
 
 
+def test_a_drive_that_was_not_shown_is_not_erased(vm: Machine) -> None:
+    """Another stick is plugged in at the same name before somebody has typed the passphrase."""
+    shown, other = vm.stick("shown", fs="ext4"), vm.stick("other", fs="ext4")
+    node = (shown.plug(), shown.partition)
+    words = shlex.join([*command(shown.partition, "--format", "ext4", *SMALL), "--yes", "--json"])
+    typed = f"until test -e /run/go-on; do sleep 0.1; done; echo {PASSPHRASE}"
+    script = f"{{ {typed}; }} | {words} --passphrase-fd 0 > /run/told"
+    running = vm.spawn(["/bin/bash", "-c", script])
+    vm.run("until grep -q survey /run/told; do sleep 0.1; done", timeout=60)
+    shown.pull()
+    with untouched(other):
+        assert (other.device, other.partition) == node
+        vm.run("touch /run/go-on")
+        ended = running.wait(check=False, timeout=60)
+        assert ended.code == 1
+        assert "is not the drive any more that was shown" in ended.err
+    nothing_enrolled(vm)
+
+
 @pytest.mark.parametrize(
     ("fs", "size", "told"),
     [

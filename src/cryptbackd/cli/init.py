@@ -57,6 +57,8 @@ class Plan:
     kit: str | None
     header: str | None
     as_json: bool
+    diskseq: int | None = None
+    """Of the insertion that was shown, and agreed to."""
 
     def options(self) -> dict[str, Any]:
         """As the daemon wants to have it."""
@@ -75,6 +77,7 @@ class Plan:
             pbkdf_memory=None if self.pbkdf_memory is None else self.pbkdf_memory * 1024,
             pbkdf_iterations=self.pbkdf_iterations,
             part_size=self.part_size,
+            diskseq=self.diskseq,
             adopt=self.adopt or None,
             detached=self.detached or None,
             header=self.header is not None or None,
@@ -219,6 +222,7 @@ def _init(plan: Plan) -> int:
         for problem in others:
             output.complain(CryptbackError(problem["sentence"], problem["hint"]))
         raise Refused(first["sentence"], first["hint"])
+    plan = attrs.evolve(plan, diskseq=found["diskseq"])
     directory = plan.kit
     if plan.detached and directory is None:
         directory = click.prompt("A directory for the recovery kit, not on this drive")

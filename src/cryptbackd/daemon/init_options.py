@@ -21,6 +21,7 @@ INIT_OPTIONS: dict[str, object] = {
     "pbkdf_memory": None,
     "pbkdf_iterations": None,
     "part_size": None,
+    "diskseq": None,
     "adopt": False,
     "detached": False,
     "header": False,
@@ -28,7 +29,7 @@ INIT_OPTIONS: dict[str, object] = {
     "settings": "",
 }
 """What an init can be told, with the defaults (see ``protocol.Start``)."""
-_NUMBERS = ("size", "pbkdf_memory", "pbkdf_iterations", "part_size")
+_NUMBERS = ("size", "pbkdf_memory", "pbkdf_iterations", "part_size", "diskseq")
 
 
 def check(options: dict[str, Any]) -> None:

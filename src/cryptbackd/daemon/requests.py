@@ -198,6 +198,12 @@ class Requests:
             raise Refused(
                 f'There is an entry "{name}" already.', "Choose another name, or remove it first."
             )
+        if options["diskseq"] not in (None, seen.device.diskseq):
+            raise Refused(
+                f"{seen.device.node} is not the drive any more that was shown, or it was plugged in"
+                " anew; nothing was changed.",
+                "Begin anew, and look at what is shown.",
+            )
         self._want_idle(seen)
         if self.is_busy(name):
             raise Busy(f"Something is already going on with {name}.", "See `cryptback status`.")

@@ -25,7 +25,7 @@ from .. import allocate, unfinished, whitelist, workspace
 from .. import header as headers
 from ..allocate import NewContainer, new_container
 from ..control import Control
-from ..device import probe
+from ..device import opened, probe
 from ..layers import files
 from ..layers.inner import inner, make_filesystem
 from ..layers.luks import format_volume, luks
@@ -206,7 +206,8 @@ def _format_drive(device: Device, options: Options, control: Control) -> Device:
     control.phase(Phase.FORMATTING)
     assert options.format is not None
     try:
-        run([*_FORMAT[options.format], device.node], deadline=600, interrupt=control.interrupt)
+        with opened(device):
+            run([*_FORMAT[options.format], device.node], deadline=600, interrupt=control.interrupt)
     except ToolFailed as exc:
         raise DriveFailed(f"{device.node} can't be formatted: {exc.sentence}") from exc
     found = probe(device.node)

@@ -40,6 +40,8 @@ class Facts:
     """What was found; ``problems`` empty means that the drive can be enrolled."""
 
     device: str
+    diskseq: int = 0
+    """Of the insertion, for the init that is agreed to (``model.Device``)."""
     model: str = ""
     serial: str = ""
     size: int = 0
@@ -71,7 +73,7 @@ def survey(start: protocol.Start, control: Control) -> RunResult:
 
 def examine(device: Device, options: dict[str, Any], place: Path) -> Facts:
     """The facts about *device*, held against what the init with *options* needs."""
-    facts = Facts(device.node)
+    facts = Facts(device.node, device.diskseq)
     # First, and without opening it: the service may not even open a disk of the system.
     _of_the_disk(facts, device)
     if facts.problems:
