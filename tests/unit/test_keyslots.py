@@ -17,12 +17,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cryptbackd import luks2, paths, protocol, secret
+from cryptbackd import config, luks2, paths, protocol, secret
 from cryptbackd.errors import ForgedDrive, Refused, ToolFailed, WrongPassphrase
 from cryptbackd.luks2 import FIDO2, RECOVERY, TPM2, Token
+from cryptbackd.model import Device, JobKind
 from cryptbackd.worker import header as headers
 from cryptbackd.worker import keyslots, own_header, whitelist
 from cryptbackd.worker.control import Control
+from cryptbackd.worker.jobs import adopt, init
 from cryptbackd.worker.jobs import passphrase as job
 from cryptbackd.worker.keyslots import Keyslots
 from cryptbackd.worker.layers import luks
@@ -380,6 +382,28 @@ def test_a_change_that_was_not_even_stored_leaves_nothing_to_finish(
     with world.opened() as fd:
         own_header.settle("home", world.stored, fd, control)
     assert not paths.pending_header("home").exists()
+
+
+def test_an_older_copy_takes_the_drives_place_but_not_the_headers(
+    world: World, control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a copy from before a passphrase was removed; what is pending stays as well."""
+    changed(world, control, lambda k, s: k.add(s(FIRST), s(b"second")))
+    after = changed(world, control, lambda k, s: k.remove(s(FIRST)))
+    proved: list[Header] = []
+    written: list[str] = []
+    monkeypatch.setattr(adopt, "_prove", lambda _name, header, _control: proved.append(header))
+    monkeypatch.setattr(init, "rewrite", lambda _name, toml: written.append(toml))
+    text = 'uuid = "AAAA-BBBB"\ncontainer = "c"\n[backup]\ninclude = ["/etc"]\n'
+    there = config.parse(text.replace("AAAA", "CCCC"), "")
+    start = protocol.Start(JobKind.INIT, "home", Device("/dev/sdx1", 8, 1, "/dev/sdx", 7), text)
+    with world.opened() as fd:
+        adopt._move(start, there, headers.read(fd), control)
+    assert (world.stored.raw, [header.raw for header in proved]) == (after.raw, [after.raw])
+    assert not world.opens(FIRST)
+    assert headers.pending("home") is not None
+    assert "is older than the stored one" in control.warnings.told[0]
+    assert written == [text.replace("AAAA", "CCCC")]
 
 
 @given(st.binary(min_size=1, max_size=4), st.data())

@@ -7,10 +7,11 @@ import re
 
 from tests import by_hand
 from tests.machine import Machine
-from tests.machine.enroll import PASSPHRASE
+from tests.machine.enroll import PASSPHRASE, credential
 from tests.vm.container import TREE, opened
 from tests.vm.runs import MIB, drive, ended, history, now, settled
 from tests.vm.test_enrol import on_terminal
+from tests.vm.test_passphrase import NEW, change, opens_here
 
 ENTRY = "/etc/cryptback/drives.d/home.toml"
 MORE = """
@@ -125,3 +126,27 @@ def test_a_copy_on_a_bigger_drive_takes_its_place(enrolled: Machine) -> None:
     new.plug()
     assert ended(vm, since=since)["CRYPTBACK_OUTCOME"] == "done"
     assert drive(vm)["safe"]
+
+
+def test_a_copy_from_before_a_passphrase_was_removed_does_not_bring_it_back(
+    enrolled: Machine,
+) -> None:
+    vm = enrolled
+    old = vm.stick("main")
+    old.plug()
+    assert ended(vm)["CRYPTBACK_OUTCOME"] == "done"
+    new = vm.stick("copy", size=640 * MIB, fs="ext4", partitioned=True)
+    new.plug()
+    vm.run(COPY.format(old=old.partition, new=new.partition), timeout=120)
+    change(vm, "change", PASSPHRASE, NEW)
+    old.pull()
+    adopt(vm, new.partition, code=12)  # it opens the copy's header, but not the stored one
+    words = ["cryptback", "init", new.partition, "--adopt", "--yes", "--passphrase-fd", "0"]
+    done = vm.run(words, NEW.encode(), check=False, timeout=180)
+    assert done.code == 3, done.out + done.err
+    assert "The header on the copy is older than the stored one" in done.out
+    assert (opens_here(vm, PASSPHRASE), opens_here(vm, NEW)) == (False, True)
+    vm.run(["cryptback", "doctor", "--repair", "home", "--yes"], timeout=120)
+    credential(vm, "home", NEW)
+    vm.run(["cryptback", "run", "home"], timeout=120)
+    assert history(vm)[0]["outcome"] == "done"

@@ -113,10 +113,10 @@ def enrol_again(start: protocol.Start, control: Control) -> RunResult:
                 "The drive shows another header than a moment ago; nothing was changed.",
                 "Don't use this drive: it lies, or it is failing.",
             )
-        _prove(options.init.name, found, control)
         if start.entry:
-            _move(start, entry, found)
+            _move(start, entry, found, control)
         else:
+            _prove(options.init.name, found, control)
             chosen = attrs.evolve(options.init, container=entry.container)
             with init.enrolled(chosen, found, _toml(options, chosen, entry)):
                 pass
@@ -145,19 +145,30 @@ def _toml(options: Options, chosen: init.Options, entry: Entry) -> str:
     return document(attrs.evolve(wanted, uuid=entry.uuid, container=entry.container))
 
 
-def _move(start: protocol.Start, entry: Entry, found: Header) -> None:
+def _move(start: protocol.Start, entry: Entry, found: Header, control: Control) -> None:
     """Have the entry *start* be the drive that *entry* tells: a copy of its container.
 
-    The header that was stored is kept where the copy has another one.
+    The header that was stored is kept where the copy has another one.  It stays the stored one
+    where the copy's is older.
     """
     stored = headers.load(start.name)
     _want_same_volume(start.name, found, stored)
+    older = headers.is_older(found, stored)
+    _prove(start.name, stored if older else found, control)
     before = config.parse(start.entry, start.name)
     after = attrs.evolve(before, uuid=entry.uuid, container=entry.container)
-    if found.compared != stored.compared:
-        headers.keep_old(start.name)
-        headers.store(start.name, found)
-    headers.settled(start.name)
+    if older:
+        # What is pending stays, too: the next plug may finish it on this drive.
+        control.warn(
+            "The header on the copy is older than the stored one: a passphrase that was removed"
+            " since may still open it. `cryptback doctor --repair"
+            f" {start.name}` puts the stored header there."
+        )
+    else:
+        if found.compared != stored.compared:
+            headers.keep_old(start.name)
+            headers.store(start.name, found)
+        headers.settled(start.name)
     init.rewrite(start.name, moved(start.entry, after))
 
 
