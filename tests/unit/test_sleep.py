@@ -170,3 +170,24 @@ def test_a_job_that_ends_late_is_taken_up_then(play: Play) -> None:  # noqa: F81
         await world.phase(Phase.SYNCING)
 
     play(scene)
+
+
+def test_a_job_that_ends_in_the_next_sleep_is_taken_up_after_it(play: Play) -> None:  # noqa: F811
+    """The lid is closed again before what the first sleep has stopped is locked."""
+
+    async def scene(world: World) -> None:
+        world.service.arrived(stick())
+        await world.result()
+        world.script = [["phase", "syncing"], ["sleep", 0.5], ["stop"]]
+        world.service.requests.run("home")
+        await world.phase(Phase.SYNCING)
+        for _ in range(2):
+            world.service.sleep.begins(5.0)
+            world.service.sleep.ends()
+        world.service.sleep.begins(5.0)
+        assert (await world.result(1)).outcome is Outcome.CANCELLED
+        world.service.sleep.ends()
+        await world.phase(Phase.SYNCING)
+        assert len(list(world.service.supervisor.jobs())) == 1
+
+    play(scene)

@@ -40,7 +40,8 @@ class Sleep:
         self._asleep = True
         self._since = asyncio.get_running_loop().time()
         self._delay = delay
-        self._interrupted = [
+        # Those of the sleep before may not have come to their end yet.
+        self._interrupted += [
             job for job in self.supervisor.jobs() if job.kind is JobKind.BACKUP and not job.stop
         ]
         self.supervisor.fall_asleep()
