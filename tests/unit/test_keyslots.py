@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cryptbackd import config, luks2, paths, protocol, secret
-from cryptbackd.errors import ForgedDrive, Refused, ToolFailed, WrongPassphrase
+from cryptbackd.errors import DriveFailed, ForgedDrive, Refused, ToolFailed, WrongPassphrase
 from cryptbackd.luks2 import FIDO2, RECOVERY, TPM2, Token
 from cryptbackd.model import Device, JobKind
 from cryptbackd.worker import header as headers
@@ -404,6 +404,19 @@ def test_an_older_copy_takes_the_drives_place_but_not_the_headers(
     assert headers.pending("home") is not None
     assert "is older than the stored one" in control.warnings.told[0]
     assert written == [text.replace("AAAA", "CCCC")]
+
+
+def test_without_room_for_an_entry_nothing_becomes_of_a_drive(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "DRIVES_D", world.directory)
+    (world.directory / ".new.toml.new").symlink_to("/dev/full")
+    with (
+        pytest.raises(DriveFailed, match="No space left"),
+        init.enrolled(init.Options("new", ("/etc",)), world.stored, "uuid"),
+    ):
+        pytest.fail("the container got its name")
+    assert not headers.path_of("new").exists()
 
 
 @given(st.binary(min_size=1, max_size=4), st.data())

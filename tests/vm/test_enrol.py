@@ -402,6 +402,21 @@ def test_goes_on_when_a_person_says_so(vm: Machine) -> None:
         vm.run(f"ls {container.newest()}/home/me")
 
 
+def test_without_an_entry_there_is_no_container(vm: Machine) -> None:
+    """Nothing can be written in /etc; on the drive there is nothing then that must be removed."""
+    stick = vm.stick("main", fs="ext4")
+    stick.plug()
+    vm.run("mkdir -p /etc/cryptback/drives.d && chattr +i /etc/cryptback/drives.d")
+    failed = init(vm, stick.partition, *SMALL, check=False)
+    assert failed.code != 0
+    assert "The entry could not be written" in failed.err
+    vm.run(["chattr", "-i", "/etc/cryptback/drives.d"])
+    nothing_enrolled(vm)
+    with mounted(vm, stick):
+        assert vm.run("ls -A /mnt").out.split() == ["lost+found"]
+    init(vm, stick.partition, *SMALL)
+
+
 # What it refuses
 
 

@@ -256,8 +256,9 @@ def enrolled(options: Options, header: Header, toml: str) -> Iterator[None]:
     target = paths.DRIVES_D / f"{name}.toml"
     fresh = target.with_name(f".{name}.toml.new")
     try:
-        yield
+        # Where there is no room for it, what the block does is not to be done.
         _write_text(fresh, toml)
+        yield
         # A link, unlike a rename, never replaces an entry that came up meanwhile.
         os.link(fresh, target)
         fresh.unlink()
