@@ -4,7 +4,8 @@ import asyncio
 import gc
 import json
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any
 
 import click
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cryptbackd import errors
-from cryptbackd.cli import ask, bus, follow, output, status, verify
+from cryptbackd.cli import ask, bus, follow, output, passphrase, status, verify
 from cryptbackd.cli.main import main
 
 DRIVE = {
@@ -259,6 +260,47 @@ def test_unplugging_is_offered_only_when_it_was_proven(
     follow.tell({**RESULT, "outcome": outcome, "sentence": "It ended.", "safe": False})
     printed = capsys.readouterr()
     assert "You may unplug" not in printed.out + printed.err
+
+
+@pytest.mark.parametrize("key", ["", "cbdefghi-jklnrtuv"])
+def test_a_recovery_key_is_shown_whatever_becomes_of_the_service(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], key: str
+) -> None:
+    """It ended in the middle: the key may be in the header by then, and is nowhere else."""
+    reading, writing = os.pipe()
+    os.write(writing, key.encode())
+
+    class Client:
+        async def listen(self) -> None:
+            pass
+
+        async def call(self, *_call: Any) -> list[str]:
+            return ["r1"]
+
+        async def call_for_fd(self, *_call: Any) -> int:
+            return reading
+
+    @asynccontextmanager
+    async def connected() -> AsyncIterator[Client]:
+        yield Client()
+
+    async def handed_over(*_what: Any) -> None:
+        pass
+
+    async def lost(*_what: Any) -> None:
+        raise errors.CryptbackError("The service cryptbackd ended in the middle.")
+
+    monkeypatch.setattr(bus, "connected", connected)
+    monkeypatch.setattr(ask, "hand_over", handed_over)
+    monkeypatch.setattr(ask, "current", lambda *_asked: b"x")
+    monkeypatch.setattr(follow, "follow", lost)
+    try:
+        with pytest.raises(errors.CryptbackError, match="ended in the middle"):
+            passphrase.recovery_key("home", None, as_json=False)
+    finally:
+        os.close(writing)
+    shown = capsys.readouterr().out
+    assert (key in shown, "may open the drive" in shown) == (True, bool(key))
 
 
 def on_a_pipe(content: bytes, read: Callable[[int], bytes]) -> bytes:

@@ -248,6 +248,28 @@ def test_a_recovery_key_for_programs(enrolled: Machine) -> None:
     assert opens(vm, key)
 
 
+def test_a_recovery_key_is_shown_though_the_service_was_killed(enrolled: Machine) -> None:
+    """The stored header has it, the drive's own gets it at the next plug."""
+    vm = enrolled
+    stick = vm.stick("main")
+    plugged(vm)
+    stick.throttle(64 << 10)
+    words = ["cryptback", "passphrase", "home", "recovery-key", "--passphrase-fd", "0"]
+    making = vm.spawn(words, f"{PASSPHRASE}\n".encode())
+    vm.run(f"until [ -e {HEADER}.pending ]; do sleep 0.1; done", timeout=120)
+    vm.expect_journal("^systemd: cryptbackd.service: .*(Killing|Failed|failed)")
+    vm.run(["systemctl", "kill", "--signal=KILL", "cryptbackd"])
+    stick.throttle(0)
+    failed = making.wait(check=False, timeout=120)
+    assert failed.code == 1
+    assert "ended in the middle" in failed.err
+    (key,) = re.findall(r"\b(?:[cbdefghijklnrtuv]{8}-){7}[cbdefghijklnrtuv]{8}\b", failed.out)
+    assert "may open the drive" in failed.out
+    assert opens_here(vm, key)
+    succeeds_next(vm)
+    assert opens(vm, key)
+
+
 # Tokens that are not here
 
 

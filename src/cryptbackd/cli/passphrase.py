@@ -13,7 +13,7 @@ import attrs
 import click
 
 from .. import paths
-from ..errors import DriveAbsent, Refused
+from ..errors import CryptbackError, DriveAbsent, Refused
 from ..run import run as run_program
 from . import adopt, ask, bus, credential, follow, output
 from .bus import Values
@@ -204,11 +204,25 @@ async def _change(plan: _Plan, secrets: dict[str, bytes]) -> tuple[Values, str]:
             await ask.hand_over(client, run, secrets)
             shown = follow.display(plan.as_json)
             result = (await follow.follow(client, plan.name, [run], shown))[run]
-            # Nobody has the other end any more, so this does not wait.
-            return result, os.read(fd, 4096).decode("ascii", "replace").strip() if fd >= 0 else ""
+            return result, _come(fd)
+        except CryptbackError:
+            # How the job ends isn't known: the key may be in the header by then.
+            tell_key(plan.name, _come(fd), plan.as_json, sure=False)
+            raise
         finally:
             if fd >= 0:
                 os.close(fd)
+
+
+def _come(fd: int) -> str:
+    """The recovery key that lies in the pipe *fd* by now, if there is one; else empty."""
+    if fd < 0:
+        return ""
+    os.set_blocking(fd, False)
+    try:
+        return os.read(fd, 4096).decode("ascii", "replace").strip()
+    except BlockingIOError:
+        return ""
 
 
 def _afterwards(plan: _Plan, recovery: str) -> None:
