@@ -9,12 +9,14 @@ import re
 import shlex
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cryptbackd import kits
+from cryptbackd.cli import kit, passphrase
 from cryptbackd.cli.files import reserved
 from cryptbackd.cli.kit_page import Facts, page, picture
 from cryptbackd.daemon import forgetting
@@ -234,3 +236,26 @@ def test_forgetting_keeps_the_header_unless_a_kit_has_it(
     assert done.kept == ([] if noted else [str(header)])
     assert not entry.exists()
     assert not (tmp_path / "catalogue" / "home").exists()
+
+
+def test_a_recovery_key_that_is_not_on_the_page_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C while the header is fetched, which looks at the drive: the key opens that already."""
+    done = {"name": "home", "outcome": "done", "sentence": "", "hint": "", "version": "",
+            "warnings": [], "safe": False, "touched": False}  # fmt: skip
+
+    async def nothing(_name: str) -> None:
+        pass
+
+    async def interrupted(_name: str) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(passphrase, "want_here", nothing)
+    monkeypatch.setattr(passphrase, "recovery_key", lambda *_asked: (done, "cbdefghi-jklnrtuv"))
+    monkeypatch.setattr(kit, "_known", nothing)
+    monkeypatch.setattr(kit, "_fetch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        kit._kit(kit.Plan("home", tmp_path, yes=True, as_json=False), True, 0)
+    assert "cbdefghi-jklnrtuv" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []

@@ -111,7 +111,7 @@ def _kit(plan: Plan, with_key: bool, passphrase_fd: int | None) -> int:
         try:
             facts, header = asyncio.run(_fetch(plan.name))
             write(reserved_places, facts, header, recovery)
-        except CryptbackError:
+        except (CryptbackError, KeyboardInterrupt):
             if recovery:  # it opens the drive by now
                 passphrase.tell_key(plan.name, recovery, plan.as_json, sure=True)
             raise
