@@ -76,6 +76,12 @@ def test_a_source_in_another_one_is_left_to_that() -> None:
     assert sources.outermost(["/srv", "/"]) == ["/"]
 
 
+def test_a_source_that_was_read_for_itself_goes_on_being_one() -> None:
+    """Where its disk isn't mounted, the one that it lies in has an empty directory there."""
+    named = ["/srv", "/srv/disk", "/srv/other"]
+    assert sources.outermost(named, {"/srv": "ext4:1", "/srv/disk": "xfs"}) == named[:2]
+
+
 @given(st.binary())
 def test_every_path_is_absolute_and_clean(raw: bytes) -> None:
     named, _bad = lists.parse(raw, "/home/me")

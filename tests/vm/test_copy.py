@@ -123,6 +123,24 @@ def test_source_on_another_filesystem_keeps_its_last_state(enrolled: Machine) ->
     assert shown.split() == ["precious", "lost+found", "precious"]
 
 
+@pytest.mark.slow
+def test_source_in_another_one_keeps_its_last_state_without_its_disk(enrolled: Machine) -> None:
+    """The one that it lies in has an empty directory there, or nothing at all."""
+    vm = enrolled
+    vm.run("mkdir /srv/disk && mount -t tmpfs tmpfs /srv/disk && echo precious > /srv/disk/it")
+    entry(vm, '[backup]\ninclude = ["/srv", "/srv/disk"]\n')
+    plugged(vm)
+    vm.run("umount /srv/disk")
+    assert 'The source "/srv/disk" is on another filesystem than before.' in back_up(vm, code=3)
+    vm.run("rmdir /srv/disk")
+    assert 'The source "/srv/disk" is missing.' in back_up(vm, code=3)
+    assert look_inside(vm, f"cat {CURRENT}/srv/disk/it") == "precious\n"
+
+    vm.run("mkdir /srv/disk && echo 1 > /srv/disk/below")
+    back_up(vm, "--accept-changes")
+    assert look_inside(vm, f"ls {CURRENT}/srv/disk") == "below\n"
+
+
 def test_mount_points_below_a_source_are_left_out_and_named_once(enrolled: Machine) -> None:
     vm = enrolled
     vm.run(

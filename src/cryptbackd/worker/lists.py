@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 
 import attrs
 
@@ -78,13 +78,15 @@ def gather(
     entry: Entry,
     plan_for: Callable[..., Plan],
     last_lists: Mapping[str, Sequence[str]],
+    known: Container[str],
     control: Control,
 ) -> Asked:
     """Read the lists of *entry*, and plan what it and they name.
 
     *plan_for* is ``sources.plan`` with all but the sources and how they are opened.  A list
     that can't be read is warned about, and what it named the last time (*last_lists*) keeps
-    its last state.  A path that lies in one that was named before it is left to that.
+    its last state.  A path that lies in one that was named before it is left to that; of those
+    with the same rights *known* ones are not (``sources.outermost``).
     """
     unveil()
     wanted: dict[Rights | None, list[str]] = {None: list(entry.backup.include)}
@@ -111,7 +113,7 @@ def gather(
     for whose, paths in wanted.items():
         own = [path for path in paths if not any(is_inside(path, other) for other in claimed)]
         claimed += own
-        groups.append(Group(whose, _plan(plan_for, own, whose)))
+        groups.append(Group(whose, _plan(plan_for, outermost(own, known), whose)))
     kept = [path for path in unread if not any(is_inside(path, other) for other in claimed)]
     if kept:
         first = groups[0]
@@ -125,7 +127,6 @@ def gather(
 def _plan(plan_for: Callable[..., Plan], paths: Sequence[str], whose: Rights | None) -> Plan:
     if whose is None:
         return plan_for(paths, open_=open_as_root)
-    paths = outermost(paths)
     found = rights.opened(whose, paths, os.O_PATH)
 
     def open_(path: str) -> int:

@@ -15,7 +15,7 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -64,7 +64,8 @@ def plan(
     accept: bool,
     control: Control,
 ) -> Plan:
-    """Decide for each source; what is kept or left out is warned about through *control*.
+    """Decide for each source of *include*, none of which is to be left to another one
+    (:func:`outermost`); what is kept or left out is warned about through *control*.
 
     *open_* gives an O_PATH descriptor of a source, or raises OSError.
 
@@ -73,7 +74,7 @@ def plan(
     """
     read, kept = [], []
     hint = "Its last state was kept (`cryptback run --accept-changes` takes it as it is)."
-    for path in outermost(include):
+    for path in include:
         before = last_filesystems.get(path, "")
         source = Source(path, before)
         fault = ""
@@ -129,14 +130,18 @@ def is_inside(path: str, other: str) -> bool:
     return path == other or path.startswith(other.rstrip("/") + "/")
 
 
-def outermost(include: Sequence[str]) -> list[str]:
-    """The sources without those that lie in another one and on the same filesystem."""
+def outermost(include: Sequence[str], known: Container[str] = ()) -> list[str]:
+    """The sources without those that lie in another one and on the same filesystem.
+
+    One that was read for itself before (*known*) goes on being one: where its disk isn't mounted,
+    or it is gone, the other one would have nothing in its place.
+    """
     found: dict[str, None] = {}
     for path in sorted({os.path.normpath(path).replace("//", "/") for path in include}):
         above = path
         while above not in found and above != "/":
             above = os.path.dirname(above)
-        if above not in found or os.path.ismount(path):
+        if above not in found or path in known or os.path.ismount(path):
             found[path] = None
     return list(found)
 

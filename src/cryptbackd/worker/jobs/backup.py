@@ -161,18 +161,20 @@ def back_up(
     keeper.begin(last.path if last else None)
     last_tree = keeper.last_state()
     remembered = last.record if last else {}
+    filesystems = _texts(remembered.get("sources"))
     asked = gather(
         entry,
         functools.partial(
             plan,
             cross_filesystems=entry.backup.cross_filesystems,
             last_tree=last_tree,
-            last_filesystems=_texts(remembered.get("sources")),
+            last_filesystems=filesystems,
             known_skipped=list(_texts(remembered.get("skipped_mounts"))),
             accept=accept,
             control=control,
         ),
         _lists(remembered.get("lists")),
+        () if accept else filesystems,
         control,
     )
     with recording(name, last, control) as taken:
