@@ -216,6 +216,23 @@ def test_an_interruption_loses_no_checksum(tmp_path: Path) -> None:
         assert list(lines_of(kept.path)) == [b"//v2"]
 
 
+@pytest.mark.parametrize("rest", [b"c", b"c//000000000000012 5 1", bytes(9), b"c//1 2 3\0d//"])
+def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path, rest: bytes) -> None:
+    path = tmp_path / "copied"
+    with transfers(path, "v1") as kept:
+        kept.add(received("a", ONE))
+        kept.add(received("b", TWO, Status(st_ino=50), Status(st_nlink=2)))
+    lines = list(lines_of(path))
+    path.write_bytes(path.read_bytes() + rest)
+    with transfers(path, "v1") as kept:
+        assert not kept.unbroken
+        kept.add(received("d", THREE))
+    with transfers(path, "v1") as kept:
+        assert list(kept.linked) == [50]
+        assert list(lines_of(path))[:-1] == lines
+        assert made(kept, [in_copy(file("d"))], sources=[file("d")])["d"].xxh128 == THREE
+
+
 NAMES = st.lists(
     st.sampled_from(["a", "a b", "a-", "b", "é", "\udcff", "\n"]), min_size=1, max_size=3
 )

@@ -11,8 +11,10 @@ where the copy is like it; else the next run finds a difference, and looks again
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,6 +25,7 @@ from .rsync_job import Received
 
 _HEAD = b"//"
 """Begins the one line that is no record: it names the version that the files were copied after."""
+_LINE = re.compile(rb"//.*|[^\0]+//[0-9]{15,} [0-9]+ -?[0-9]+ -?[0-9]+ [0-9]+ [0-9a-f]{32}")
 _MOST_OPEN = 100_000
 _MOST_UNSUMMED = 5_000
 
@@ -68,7 +71,8 @@ class Transfers:
 def transfers(path: Path, after: str) -> Iterator[Transfers]:
     """The checksums of what is copied *after* the version with that nonce (or mark).
 
-    What is in the file goes on counting if it was copied after the same.  Raises OSError.
+    What is in the file goes on counting if it was copied after the same; a computer without power
+    may have cut it off in the middle of a line.  Raises OSError.
     """
     head = _HEAD + after.encode() + b"\0"
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -78,10 +82,11 @@ def transfers(path: Path, after: str) -> Iterator[Transfers]:
             file.seek(0)
             file.truncate()
             file.write(head)
-        kept = Transfers(path, file, unbroken=same)
-        if same:
-            kept.linked.update(_linked(path))
-            file.seek(0, os.SEEK_END)
+        whole = sum(len(line) + 1 for line in takewhile(_LINE.fullmatch, lines_of(path)))
+        kept = Transfers(path, file, unbroken=same and whole == os.fstat(fd).st_size)
+        file.truncate(whole)
+        file.seek(whole)
+        kept.linked.update(_linked(path))
         yield kept
 
 
