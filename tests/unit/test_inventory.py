@@ -13,12 +13,14 @@ import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from xxhash import xxh128
 
 from cryptbackd import manifest_writing, paths
 from cryptbackd.manifest import Record
-from cryptbackd.worker import recording
+from cryptbackd.worker import recording, unsettled
 from cryptbackd.worker.control import Control
-from cryptbackd.worker.inventory import Inventory, Transfers, transfers
+from cryptbackd.worker.inventory import Inventory, Transfers, settle, transfers
+from cryptbackd.worker.layers.mounted import Mounted
 from cryptbackd.worker.listing import lines_of
 from cryptbackd.worker.rsync_job import Received
 from cryptbackd.worker.versions import copies, record
@@ -231,6 +233,51 @@ def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path, rest: bytes) -> Non
         assert list(kept.linked) == [50]
         assert list(lines_of(path))[:-1] == lines
         assert made(kept, [in_copy(file("d"))], sources=[file("d")])["d"].xxh128 == THREE
+
+
+def test_what_may_not_be_on_the_drive_is_the_last_that_was_copied(tmp_path: Path) -> None:
+    path = tmp_path / "copied"
+
+    def unsettled(most: int = 1 << 20) -> list[bytes]:
+        with transfers(path, "v1") as kept:
+            return [each.path for each in kept.unsettled(most)]
+
+    assert unsettled() == []
+    with transfers(path, "v1") as kept:
+        for name in "abc":
+            kept.add(received(name, ONE, Status(st_size=100_000)))
+    assert unsettled() == [b"a", b"b", b"c"]
+    assert unsettled(150_000) == [b"b", b"c"]
+    settle(path)
+    assert unsettled() == []
+    with transfers(path, "v1") as kept:
+        assert kept.unbroken
+        kept.add(received("d", ONE))
+    assert unsettled() == [b"d"]
+
+
+def test_what_did_not_reach_the_drive_is_no_copy(tmp_path: Path) -> None:
+    """It has its length and time, and zeros in it."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    written = {name: os.urandom(5000) for name in ("whole", "zeros", "other", "gone")}
+    with ours, theirs, transfers(tmp_path / "copied", "v1") as kept:
+        for name, content in written.items():
+            (tree / name).write_bytes(content)
+            os.utime(tree / name, ns=(0, 10**18))
+            kept.add(received(name, xxh128(content).hexdigest(), Status(st_size=5000)))
+        (tree / "gone").unlink()
+        (tree / "zeros").write_bytes(bytes(5000))
+        (tree / "more").mkdir()
+        os.link(tree / "zeros", tree / "more" / "name")
+        os.utime(tree / "zeros", ns=(0, 10**18))
+        (tree / "other").write_bytes(b"changed later")  # which the copy sees
+        control = Control(ours)
+        taken = recording.Recording(tmp_path, kept, None, None, control)
+        mounted = Mounted(tree, -1, "ext4", "The container's filesystem")
+        unsettled.put_right([tree], taken, mounted, control)
+    assert {path.name for path in tree.rglob("*")} == {"whole", "other", "more"}
 
 
 NAMES = st.lists(

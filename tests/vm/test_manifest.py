@@ -26,6 +26,15 @@ until grep -q '^ShdPnd:.*[4-7c-f][0-9a-f]\{3\}$' "/proc/$1/status"; do sleep 0.0
 UNTIL_COPIED = r"""
 cd "/proc/$1/root/run/cryptbackd/home/tree"
 until [ "$(find . -path '*/random/*' | wc -l)" -ge 10 ]; do sleep 0.1; done"""
+LOST = rf"""
+set -e
+name=$(tr '\0' '\n' < {CATALOGUE}/.copied | grep -a -m 1 '/random/')
+mount -o remount,rw {TREE} && cd {TREE}/current
+name=${{name%%//*}}
+touch -r "$name" /run/was
+head -c 4M /dev/zero | dd of="$name" conv=notrunc status=none
+touch -r /run/was "$name"
+"""
 COMPARE = r"""
 import gzip, hashlib, json, os, stat, sys
 import xxhash
@@ -202,5 +211,25 @@ def test_what_a_killed_worker_had_copied_gets_its_checksums(enrolled: Machine) -
     assert ended(vm, since=since)["CRYPTBACK_OUTCOME"] == "failed"
     back_up(vm)
     assert vm.journal(since=since, MESSAGE="You may unplug home now.")
+    with opened(vm) as container:
+        assert compare(vm, container.versions()[-1])["wrong"] == []
+
+
+def test_what_did_not_reach_the_drive_before_it_was_pulled_is_copied_again(
+    enrolled: Machine,
+) -> None:
+    """A file may have its length and time by then, and nothing in it."""
+    vm = enrolled
+    vm.expect_journal("^cryptbackd: home: failed: The worker was killed by SIGKILL")
+    random_files(vm, 12, 4)
+    writer = hold(vm, vm.stick("main"), at_least=12 * MIB)
+    since = now(vm)
+    vm.run(["kill", "-KILL", str(writer.worker)])
+    assert ended(vm, since=since)["CRYPTBACK_OUTCOME"] == "failed"
+    with opened(vm):
+        vm.run(LOST)
+    back_up(vm)
+    told = "home: of what an interrupted run had copied, 1 file did not reach the drive."
+    assert vm.journal(since=since, MESSAGE=told)
     with opened(vm) as container:
         assert compare(vm, container.versions()[-1])["wrong"] == []

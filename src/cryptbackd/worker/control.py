@@ -32,7 +32,7 @@ _STOPPED = {
 
 
 def _nothing() -> None:
-    """A phase whose end concerns nobody."""
+    """For what concerns nobody."""
 
 
 class Control:
@@ -48,6 +48,8 @@ class Control:
         """Those of the warnings after which it is not certain what the drive holds."""
         self.safe = False
         """Set by ``release`` once every condition of "you may unplug" is proven."""
+        self.once_safe: Callable[[], None] = _nothing
+        """Called by ``release`` then."""
 
     def start(self) -> protocol.Start:
         """The first message: what to do."""

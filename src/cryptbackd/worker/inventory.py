@@ -14,9 +14,9 @@ import os
 import re
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import takewhile
+from itertools import islice, takewhile
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from .. import changes
 from ..manifest import SEPARATOR, UNKNOWN, nanoseconds
@@ -24,10 +24,23 @@ from .listing import lines_of
 from .rsync_job import Received
 
 _HEAD = b"//"
-"""Begins the one line that is no record: it names the version that the files were copied after."""
+"""Begins a line that is no record: the first names the version that the files were copied after."""
+_SETTLED = b"//settled\0"
+"""What stands before it is on the drive."""
+_LEAST = 4096
+"""Bytes that a file takes in memory at least."""
 _LINE = re.compile(rb"//.*|[^\0]+//[0-9]{15,} [0-9]+ -?[0-9]+ -?[0-9]+ [0-9]+ [0-9a-f]{32}")
 _MOST_OPEN = 100_000
 _MOST_UNSUMMED = 5_000
+
+
+class Copied(NamedTuple):
+    """A file as it was copied."""
+
+    path: bytes
+    size: int
+    mtime_ns: int
+    xxh128: str
 
 
 class Transfers:
@@ -65,6 +78,30 @@ class Transfers:
             self.unbroken = False
             self._file = None
             self.path.unlink(missing_ok=True)
+
+    def unsettled(self, most: int) -> Iterator[Copied]:
+        """The last of what may not be on the drive, with the last *most* bytes of it."""
+        begin = total = 0
+        for number, line in enumerate(lines_of(self.path), 1):
+            if line.startswith(_HEAD):
+                begin, total = number, 0
+            else:
+                total += int(_words(line)[1]) + _LEAST
+        for line in islice(lines_of(self.path), begin, None):
+            _place, size, mtime, _ctime, _inode, checksum = _words(line)
+            total -= int(size) + _LEAST
+            if total < most:
+                path = line.partition(SEPARATOR)[0]
+                yield Copied(path, int(size), int(mtime), checksum.decode("ascii"))
+
+
+def settle(path: Path) -> None:
+    """Note that what the file *path* tells of is on the drive.  Raises OSError."""
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        os.write(fd, _SETTLED)
+    finally:
+        os.close(fd)
 
 
 @contextmanager

@@ -17,11 +17,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from .. import catalogue, manifest, manifest_writing
+from .. import catalogue, manifest, manifest_writing, paths
 from ..errors import ManifestDamaged, ToolFailed
 from ..run import run
 from .control import Control, cause
-from .inventory import Inventory, Transfers, transfers
+from .inventory import Copied, Inventory, Transfers, settle, transfers
 from .listing import lines_of, records, sort, sources, tree
 from .rsync_job import Job, Received
 from .versions.record import Version
@@ -91,6 +91,10 @@ class Recording:
         """See ``sync.Job``."""
         if self._kept is not None:
             self._kept.add(file)
+
+    def unsettled(self, most: int) -> Iterator[Copied]:
+        """See ``Transfers``."""
+        return self._kept.unsettled(most) if self._kept is not None else iter(())
 
     def write(self, version: Path, target: Path, *, compared: bool) -> dict[str, object]:
         """Write the manifest of what is to become *version*, which is *target* now.
@@ -198,6 +202,15 @@ def recording(name: str, last: Version | None, control: Control) -> Iterator[Rec
             _without(control, f"{cause(exc)}.")
             made = Recording(Path(), None, None, last, control)
         yield made
+
+
+def settled(name: str) -> None:
+    """Note that the drive of the entry *name* is proven to have all that was copied to it.
+
+    Where that can't be written, the next run reads it back.
+    """
+    with suppress(OSError):
+        settle(paths.catalogue(name) / _COPIED)
 
 
 def _differ(before: manifest.Reader, changes: Mapping[bytes, bytes | None]) -> bool:

@@ -24,6 +24,8 @@ def release(
     flush(fd, device.node)
     prove_free(device.disk)
     control.safe = not _lost_writes(failure)
+    if control.safe:
+        control.once_safe()
 
 
 def _lost_writes(failure: BaseException | None) -> bool:

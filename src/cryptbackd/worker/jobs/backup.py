@@ -21,7 +21,7 @@ from ...errors import CryptbackError, DriveFailed, DriveFull, Refused
 from ...model import Device, LedgerEntry, Outcome, Phase, RunResult
 from ...text import size
 from .. import header as headers
-from .. import shed, unsummed, workspace
+from .. import shed, unsettled, unsummed, workspace
 from ..changing import FULL, TooLong, no_room
 from ..control import Control
 from ..device import is_write_protected, opened, power_off, want_writable
@@ -33,7 +33,7 @@ from ..quick import run as quick
 from ..quick.proof import DOUBTS, Circumstances
 from ..quick.run import Way
 from ..quick.transfer import Place
-from ..recording import Recording, recording
+from ..recording import Recording, recording, settled
 from ..release import release
 from ..remaining import tell, told
 from ..rsync_job import Job
@@ -178,6 +178,8 @@ def back_up(
         control,
     )
     with recording(name, last, control) as taken:
+        unsettled.put_right(keeper.left(), taken, tree, control)
+        control.once_safe = functools.partial(settled, name)
         plain = Job(
             stage=place,
             target=keeper.target,

@@ -25,6 +25,11 @@ class Within:
     def __init__(self, root: int) -> None:
         self._root = root
 
+    @property
+    def number(self) -> int:
+        """Its descriptor."""
+        return self._root
+
     @contextmanager
     def parent(self, path: bytes) -> Iterator[tuple[int, bytes]]:
         """A descriptor of the directory that *path* is in, and its name there."""

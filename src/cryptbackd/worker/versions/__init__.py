@@ -36,6 +36,9 @@ class Store(Protocol):
     def last_state(self) -> Path | None:
         """The tree that holds the last state of the sources; None when there is none."""
 
+    def left(self) -> tuple[Path, ...]:
+        """Trees with what an interrupted run may have left, by which the next copy goes."""
+
     def is_untouched(self, last: Path) -> bool:
         """Whether the target, once begun, is as the tree *last* is, or will be when filled."""
 

@@ -41,6 +41,10 @@ class BtrfsStore:
         """``current`` holds what the last run left, complete or not."""
         return self.target
 
+    def left(self) -> tuple[Path, ...]:
+        """It goes on with that one."""
+        return (self.target,)
+
     def is_untouched(self, last: Path) -> bool:
         """Nothing was changed in it since the snapshot, by whomever: the kernel counts."""
         try:

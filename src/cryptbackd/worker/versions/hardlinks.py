@@ -69,6 +69,10 @@ class HardLinkStore:
         new.parent.mkdir(parents=True, exist_ok=True)
         _link(old, new, "The last state could not be kept")
 
+    def left(self) -> tuple[Path, ...]:
+        """What was set aside."""
+        return tuple(path for path in self.link_dest if path != self._last)
+
     def is_untouched(self, last: Path) -> bool:
         """It is empty; what an interrupted run left would be lost to a quick one."""
         return self.link_dest == (last,)
