@@ -197,6 +197,11 @@ def test_without_a_checksum_there_is_nothing_to_compare(drive: Drive) -> None:
     damage(one, "a")
     seen = drive.verify(one)
     assert (seen.files, seen.unknown, seen.damages) == (1, 1, {})
+    # The same file of another version is not counted once more, as it is not read.
+    two = drive.version("two", {"a": A}, link=("a",))
+    drive.records["two"] = drive.records["one"]
+    seen = drive.verify(one, two)
+    assert (seen.files, seen.unknown) == (1, 1)
 
 
 def test_content_is_read_past_the_cache_in_pieces_of_any_length(tmp_path: Path) -> None:

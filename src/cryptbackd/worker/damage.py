@@ -199,6 +199,7 @@ class Verification:
         if kind != "f":
             return identity, "", True
         known = self._known.get(identity)
+        fresh = known is None
         if known is None:
             known = self._read(root, record.path)
             self.files += 1
@@ -207,7 +208,7 @@ class Verification:
         if isinstance(known, str):
             return identity, known, False
         if record.xxh128 is None:
-            self.unknown += 1
+            self.unknown += fresh
             return identity, "", self.fstype == "btrfs"  # which checks what it reads
         good = known.hex() == record.xxh128
         return identity, "" if good else DIFFERS, good

@@ -173,9 +173,11 @@ class _Job:
                 error=Damaged.__name__,
             )
         else:
+            unknown = count(seen.unknown, "file")
+            rest = f" Of {unknown} no checksum is known." if seen.unknown else ""
             result = RunResult(
                 Outcome.WARNINGS if warnings else Outcome.DONE,
-                f"Read back from the drive: {read} of {where}; none is damaged.",
+                f"Read back from the drive: {read} of {where}; none is damaged.{rest}",
             )
         return attrs.evolve(
             result,
