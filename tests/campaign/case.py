@@ -29,7 +29,8 @@ WARNING = 4
 IN_TIME = 5.0
 """Seconds after which nothing may be left open, when a drive was lost or a process killed."""
 
-# Some files become others, one goes, and there is so much new that copying takes a while.
+# Some files become others, one goes, and there is so much new that copying takes a while. Some end in
+# zeros: rsync only sets their length then, which a filesystem may write before what is in them.
 CHANGE = """
 import contextlib, os, random, sys
 dice = random.Random(sys.argv[1])
@@ -37,10 +38,11 @@ top = "/home/me/many"
 os.makedirs(top, exist_ok=True)
 for number in range(dice.randrange(5, 40)):
     with open(f"{top}/{number}", "wb") as file:
-        file.write(dice.randbytes(dice.randrange(100_000)))
+        file.write(dice.randbytes(dice.randrange(100_000)) + bytes(dice.choice((0, 1, 5000))))
 with open("/home/me/big", "wb") as file:
     for _ in range(dice.randrange(1, 24)):
         file.write(dice.randbytes(1 << 20))
+    file.write(bytes(dice.choice((0, 1))))
 with open("/home/me/photos/one.jpg", "ab") as file:
     file.write(dice.randbytes(1000))
 with contextlib.suppress(FileNotFoundError):
