@@ -29,8 +29,8 @@ WARNING = 4
 IN_TIME = 5.0
 """Seconds after which nothing may be left open, when a drive was lost or a process killed."""
 
-# Some files become others, one goes, and there is so much new that copying takes a while. Some end in
-# zeros: rsync only sets their length then, which a filesystem may write before what is in them.
+# Some files become others, one goes, and there is so much new that copying takes a while. Some
+# end in zeros: rsync only sets their length then, which may be written before what is in them.
 CHANGE = """
 import contextlib, os, random, sys
 dice = random.Random(sys.argv[1])

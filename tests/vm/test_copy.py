@@ -127,7 +127,8 @@ def test_source_on_another_filesystem_keeps_its_last_state(enrolled: Machine) ->
 def test_source_in_another_one_keeps_its_last_state_without_its_disk(enrolled: Machine) -> None:
     """The one that it lies in has an empty directory there, or nothing at all."""
     vm = enrolled
-    vm.run("mkdir /srv/disk && mount -t tmpfs tmpfs /srv/disk && echo precious > /srv/disk/it")
+    vm.run("echo 1 > /srv/else && mkdir /srv/disk && mount -t tmpfs tmpfs /srv/disk")
+    vm.run("echo precious > /srv/disk/it")
     entry(vm, '[backup]\ninclude = ["/srv", "/srv/disk"]\n')
     plugged(vm)
     vm.run("umount /srv/disk")

@@ -404,6 +404,7 @@ def test_goes_on_when_a_person_says_so(vm: Machine) -> None:
 
 def test_without_an_entry_there_is_no_container(vm: Machine) -> None:
     """Nothing can be written in /etc; on the drive there is nothing then that must be removed."""
+    vm.expect_journal("^cryptbackd: home: failed: The entry could not be written")
     stick = vm.stick("main", fs="ext4")
     stick.plug()
     vm.run("mkdir -p /etc/cryptback/drives.d && chattr +i /etc/cryptback/drives.d")

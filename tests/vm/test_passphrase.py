@@ -258,6 +258,8 @@ def test_a_recovery_key_is_shown_though_the_service_was_killed(enrolled: Machine
     making = vm.spawn(words, f"{PASSPHRASE}\n".encode())
     vm.run(f"until [ -e {HEADER}.pending ]; do sleep 0.1; done", timeout=120)
     vm.expect_journal("^systemd: cryptbackd.service: .*(Killing|Failed|failed)")
+    vm.expect_journal("^cryptbackd: home: failed: The service was killed in the middle")
+    since = now(vm)
     vm.run(["systemctl", "kill", "--signal=KILL", "cryptbackd"])
     stick.throttle(0)
     failed = making.wait(check=False, timeout=120)
@@ -266,6 +268,7 @@ def test_a_recovery_key_is_shown_though_the_service_was_killed(enrolled: Machine
     (key,) = re.findall(r"\b(?:[cbdefghijklnrtuv]{8}-){7}[cbdefghijklnrtuv]{8}\b", failed.out)
     assert "may open the drive" in failed.out
     assert opens_here(vm, key)
+    ended(vm, since=since)
     succeeds_next(vm)
     assert opens(vm, key)
 
