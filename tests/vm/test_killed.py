@@ -211,7 +211,7 @@ run(DMSETUP, "create", "other", "--udevcookie", cookie, "--table", "0 8 zero")
 run(DMSETUP, "remove", "other", "--udevcookie", cookie)
 run("/usr/bin/udevadm", "settle")
 open("/run/settled", "w").close()
-time.sleep(1)
+time.sleep(0.3)
 run(DMSETUP, "udevreleasecookie", cookie)
 """
 

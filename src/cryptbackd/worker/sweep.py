@@ -36,7 +36,7 @@ _VOLUME, _OVERLAY, _PARTS = range(3)
 """How deep a mapping lies: the volume, what keeps its changes, what joins its files."""
 PATIENCE = 5.0
 """Seconds in which what was closed must be gone."""
-_QUIET = 3.0
+_QUIET = 2.0
 """Seconds after its last use in which a cookie may still be waited for.
 
 udev's ``dmsetup udevcomplete`` is gone as soon as it has used one, and whoever made that (LVM, a
