@@ -564,6 +564,15 @@ def test_drive_without_a_filesystem_is_never_formatted_unasked(shared: Machine) 
         refused(shared, stick.partition, told="holds no filesystem that is known")
 
 
+def test_what_is_no_filesystem_and_somebodys_all_the_same_is_named(shared: Machine) -> None:
+    stick = shared.stick("swap")
+    stick.plug()
+    shared.run(f"mkswap {stick.partition} && udevadm settle")
+    stick.pull()
+    with untouched(stick):
+        refused(shared, stick.partition, told="holds swap, which can't hold a container")
+
+
 @pytest.mark.parametrize(
     ("passphrase", "told"),
     [

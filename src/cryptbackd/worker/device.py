@@ -55,14 +55,17 @@ def opened(device: Device) -> Iterator[int]:
         os.close(fd)
 
 
-def probe(node: str, among: Iterable[str] = ()) -> dict[str, str]:
+def probe(
+    node: str, among: Iterable[str] = (), *, usages: str = "filesystem,crypto"
+) -> dict[str, str]:
     """What libblkid sees on *node* now, not what udev saw then (blkid(8), low-level).
 
     Keys such as TYPE, UUID and LABEL; empty when there is nothing, or more than one thing.
-    *among*: only these types are looked for, which takes a quarter of the reads.
+    *among*: only these types are looked for, which takes a quarter of the reads; else those with
+    the *usages*.
     """
     types = ",".join(among)
-    sought = ["--match-types", types] if types else ["--usages", "filesystem,crypto"]
+    sought = ["--match-types", types] if types else ["--usages", usages]
     ended = run([BLKID, "--probe", *sought, "--output", "export", node], ok=(0, 2, 8))
     if ended.status != 0:
         return {}

@@ -81,7 +81,8 @@ def examine(device: Device, options: dict[str, Any], place: Path) -> Facts:
     with opened(device):
         _of_other_users(facts, device)
         _of_the_name(facts, options)
-        found = probe(device.node)
+        # Part of a RAID, an LVM or swap is somebody's, too, which must be seen before it is erased.
+        found = probe(device.node) or probe(device.node, usages="raid,other")
         facts.fstype = printable(found.get("TYPE", ""), 40)
         facts.label = printable(found.get("LABEL", ""), 60)
         facts.uuid = printable(found.get("UUID", ""), 60)
