@@ -46,8 +46,9 @@ campaign: ## All tests that are left, and many interruptions (CAMPAIGN='pulled=2
 	@packaging/bootstrap
 	@packaging/build-deb
 	@$(PYTHON) -m tests.machine build enrolled
+	@# Not by $$(MAKE): `make -n` would run all of this.
 	@failed=; \
-	    $(MAKE) fuzz || failed+=" fuzzing"; \
+	    make fuzz || failed+=" fuzzing"; \
 	    $(PYTHON) -m pytest -q tests/vm -m campaign -n $(JOBS) || failed+=" tests"; \
 	    $(PYTHON) -m tests.campaign --jobs $(JOBS) $(CAMPAIGN) || failed+=" interruptions"; \
 	    $(PYTHON) -m tests.campaign.report build/campaign.jsonl || failed+=" report"; \
