@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.machine import Machine
+from tests.machine import Machine, Stick
 from tests.machine.enroll import CHEAP, PASSPHRASE
 from tests.machine.machine import Entry
 from tests.machine.stick import copy_sparse
@@ -124,9 +124,8 @@ def message_id(vm: Machine, subject: str) -> str:
     return found[0]
 
 
-def test_drive_set_back_is_reported_and_nothing_is_deleted(enrolled: Machine) -> None:
-    vm = enrolled
-    files = listing(vm, "/home/me")
+def set_back(vm: Machine) -> Stick:
+    """The stick as it was before its last backup; a file has gone since."""
     stick = vm.stick("main")
     old = stick.path.with_suffix(".old")
     copy_sparse(stick.path, old)
@@ -135,6 +134,13 @@ def test_drive_set_back_is_reported_and_nothing_is_deleted(enrolled: Machine) ->
     stick.pull()
     copy_sparse(old, stick.path)
     vm.run("rm /home/me/tagged")
+    return stick
+
+
+def test_drive_set_back_is_reported_and_nothing_is_deleted(enrolled: Machine) -> None:
+    vm = enrolled
+    files = listing(vm, "/home/me")
+    stick = set_back(vm)
     since = vm.journal()[-1]["__CURSOR"]
     stick.plug()
     told = "It is older than this computer remembers: its newest version is .* It may be a copy"
@@ -193,14 +199,7 @@ while os.path.exists("/run/locked"):
 def test_drive_set_back_is_reported_while_the_history_cannot_be_written(enrolled: Machine) -> None:
     vm = enrolled
     files = listing(vm, "/home/me")
-    stick = vm.stick("main")
-    old = stick.path.with_suffix(".old")
-    copy_sparse(stick.path, old)
-    vm.run("echo new > /home/me/new")
-    succeeds_next(vm)
-    stick.pull()
-    copy_sparse(old, stick.path)
-    vm.run("rm /home/me/tagged")
+    stick = set_back(vm)
     holder = vm.spawn(["/usr/bin/python3", "-I", "-"], LOCK.encode())
     vm.run("timeout 20 sh -c 'until [ -e /run/locked ]; do sleep 0.1; done'")
     since = now(vm)
