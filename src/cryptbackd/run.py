@@ -34,6 +34,10 @@ Stdin = int | bytes | None
 """A descriptor, the bytes to feed, or nothing (``/dev/null``)."""
 
 
+_WHERE_TO_LOOK = "dmesg(1) may have more information"
+"""In the last line of mount(8), which doesn't say what is wrong."""
+
+
 class Ended(NamedTuple):
     """How a program ended.  ``status`` is its exit status, or minus the signal's number."""
 
@@ -47,7 +51,8 @@ class Ended(NamedTuple):
         """The last line of its standard error, harmless to print; or what killed it."""
         if self.status < 0:
             return death(self.status)
-        lines = [line for line in self.err.decode("utf-8", "surrogateescape").splitlines() if line]
+        lines = self.err.decode("utf-8", "surrogateescape").splitlines()
+        lines = [line.strip() for line in lines if line.strip() and _WHERE_TO_LOOK not in line]
         return printable(lines[-1]) if lines else f"it ended with status {self.status}"
 
 

@@ -190,6 +190,32 @@ def test_a_stick_that_becomes_smaller_is_told(enrolled: Machine) -> None:
     assert len(first_is_whole(vm, files)) >= 2
 
 
+def test_a_stick_that_was_shortened_is_told_before_a_passphrase_is_asked_for(
+    enrolled: Machine,
+) -> None:
+    """As a copy of its image on a smaller one: the kernel cuts the partition off at the end."""
+    vm = enrolled
+    vm.expect_journal("^cryptbackd: home: failed: |^kernel: .*(EXT4-fs|sda)")
+    files = listing(vm, "/home/me")
+    stick = vm.stick("main")
+    length = stick.path.stat().st_size
+    kept = stick.path.read_bytes()
+    with stick.path.open("r+b") as image:
+        image.truncate(24 * MIB)
+    since = now(vm)
+    stick.plug()
+    tells(vm, "filesystem of the drive takes .*, and 23.0 MiB of it are there", since=since)
+    assert not vm.journal(since=since, MESSAGE=ASKED)
+    assert drive(vm)["safe"]
+    stick.pull()
+    with stick.path.open("r+b") as image:
+        image.truncate(length)
+        image.seek(24 * MIB)
+        image.write(kept[24 * MIB :])
+    succeeds_next(vm)
+    assert len(first_is_whole(vm, files)) == 2
+
+
 TAKEN = """
 set -e
 mkdir -p /root/taken
@@ -218,3 +244,57 @@ def test_loop_devices_of_others_and_a_copy_of_all_mounts_are_in_nobodys_way(
     nothing_left(vm)
     succeeds_next(vm)
     vm.run("systemctl stop clone && losetup -D && rm -r /root/taken")
+
+
+# A device's file is made by the kernel in /dev, and has no place there any more.
+NO_MORE = """
+set -e
+take() {
+    truncate -s 1M /root/taken/$1
+    losetup /dev/loop$1 /root/taken/$1
+}
+mkdir -p /root/taken
+for number in $(ls -d /sys/block/loop* | sed s,.*loop,,); do
+    take $number
+done
+mount -o remount,nr_inodes=$(df --output=iused /dev | tail -n 1 | tr -d ' ') /dev
+"""
+
+
+def test_when_no_more_devices_can_be_made_it_is_told(enrolled: Machine) -> None:
+    vm = enrolled
+    vm.expect_leftovers("/root/taken/")
+    vm.expect_journal("^cryptbackd: home: failed: ")
+    vm.expect_journal("No space left on device")
+    files = listing(vm, "/home/me")
+    vm.stick("main").plug()
+    assert ended(vm)["CRYPTBACK_OUTCOME"] == "done"
+    vm.run(NO_MORE)
+    since = now(vm)
+    vm.run(["cryptback", "run", "home"], check=False, timeout=PATIENCE)
+    tells(vm, "No loop device is to be had", since=since)
+    assert drive(vm)["safe"]
+    vm.run("mount -o remount,nr_inodes=0 /dev && losetup -D && rm -r /root/taken")
+    succeeds_next(vm)
+    assert len(first_is_whole(vm, files)) >= 2
+
+
+NO_MODULE = """
+set -e
+echo 'install loop /bin/false' > /etc/modprobe.d/none.conf
+rmmod loop
+"""
+
+
+def test_a_kernel_that_has_no_loop_devices_is_told(enrolled: Machine) -> None:
+    """As after an update of the kernel that took away the modules of the one that runs."""
+    vm = enrolled
+    vm.expect_journal("^cryptbackd: home: failed: ")
+    vm.run(NO_MODULE)
+    since = now(vm)
+    vm.stick("main").plug()
+    told = tells(vm, "The kernel has no loop devices", since=since)
+    assert not vm.journal(since=since, MESSAGE=ASKED)
+    assert "restart the computer" in vm.run(["cryptback", "status", "home"]).out, told
+    vm.run("rm /etc/modprobe.d/none.conf")
+    succeeds_next(vm)

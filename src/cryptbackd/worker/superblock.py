@@ -13,6 +13,8 @@ import attrs
 from ..errors import DriveFailed
 
 _AT = {"ext4": 1024, "btrfs": 64 << 10, "xfs": 0}
+TYPES = frozenset(_AT)
+"""The filesystem types whose superblock is understood."""
 _LENGTH = 1024
 _EXT4_64BIT = 0x80
 _EXT4_LARGEST = 6

@@ -32,6 +32,7 @@ _CONFIG_TAIL = bytes(64)
 _BLOCK_SIZE = 4096
 _TRIES = 64
 """How often somebody else may take the free loop device before us."""
+_WHO_HAS_THEM = "`losetup --all` lists those that are in use."
 
 
 @attrs.define
@@ -89,7 +90,13 @@ def loop(file: int) -> Iterator[Loop]:
 
 def bind(file: int) -> Loop:
     """A loop device for one *file*; whoever gets it sees to it that it goes."""
-    control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as exc:
+        raise DriveFailed(
+            f"The kernel has no loop devices: {exc.strerror}.",
+            "`modprobe loop` tells why. After an update of the kernel, restart the computer.",
+        ) from exc
     try:
         for _ in range(_TRIES):
             number = fcntl.ioctl(control, _LOOP_CTL_GET_FREE)
@@ -109,10 +116,10 @@ def bind(file: int) -> Loop:
                 os.close(fd)
                 raise
     except OSError as exc:
-        raise DriveFailed(f"No loop device is to be had: {exc.strerror}.") from exc
+        raise DriveFailed(f"No loop device is to be had: {exc.strerror}.", _WHO_HAS_THEM) from exc
     finally:
         os.close(control)
-    raise DriveFailed("No loop device is to be had: others took each one before us.")
+    raise DriveFailed("No loop device is to be had: others took each one first.", _WHO_HAS_THEM)
 
 
 def _configure(fd: int, file: int) -> None:

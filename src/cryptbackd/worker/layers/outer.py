@@ -15,9 +15,9 @@ from pathlib import Path
 import attrs
 
 from ... import kernel
-from ...errors import ForgedDrive, Refused
+from ...errors import DriveFailed, ForgedDrive, Refused
 from ...model import Device
-from ...text import printable
+from ...text import printable, size
 from .. import superblock
 from ..device import cap_dirty_pages, probe
 from . import ntfs
@@ -123,14 +123,28 @@ def outer(device: Device, where: Path, *, look_only: bool = False) -> Iterator[O
     what = f"The {fstype} filesystem of the drive"
     if fstype == "ntfs" and not look_only:
         ntfs.want_clean(device.node)
-    if fstype == "btrfs":
+    if fstype in superblock.TYPES:
+        found = superblock.read(device.node, fstype)
         # Before the kernel writes on others, and what it mounted is looked at as well.
-        want_alone(superblock.read(device.node, fstype).devices, what)
+        want_alone(found.devices, what)
+        _check_length(device.node, found.length, what)
     driver = _DRIVERS.get(fstype, fstype)
     with mounted(device.node, device.devno, where, driver, options, what) as filesystem:
         if not look_only:
             cap_dirty_pages(_bdi(filesystem, device))
         yield Outer(filesystem)
+
+
+def _check_length(node: str, wanted: int, what: str) -> None:
+    """Raise DriveFailed where the device is too short: the kernel says only that it can't mount."""
+    with open(node, "rb") as opened:
+        there = kernel.device_size(opened.fileno())
+    if there < wanted:
+        raise DriveFailed(
+            f"{what} takes {size(wanted)}, and {size(there)} of it are there.",
+            "Was it copied to a smaller drive, or its partition made shorter? Then what is missing"
+            " is where it came from.",
+        )
 
 
 def _bdi(filesystem: Mounted, device: Device) -> str:
