@@ -30,6 +30,9 @@ ENVIRONMENT: Mapping[str, str] = {
 Interrupt = tuple[int, Callable[[], None]]
 """A descriptor to watch while a program runs, and what to call when it can be read."""
 
+Tick = tuple[float, Callable[[], None]]
+"""A number of seconds, and what to call when nothing was heard for so long."""
+
 Stdin = int | bytes | None
 """A descriptor, the bytes to feed, or nothing (``/dev/null``)."""
 
@@ -118,26 +121,34 @@ def run(
     argv: Sequence[str],
     *,
     stdin: Stdin = None,
-    stdout: int = subprocess.PIPE,
+    stdout: int | None = None,
     pass_fds: Sequence[int] = (),
     environment: Mapping[str, str] | None = None,
     deadline: float = 60.0,
     ok: Sequence[int] | None = (0,),
     interrupt: Interrupt | None = None,
+    tick: Tick | None = None,
 ) -> Ended:
     """Run a program to its end and return what it said.
 
     *stdout* is a descriptor that its standard output goes to instead, unread by us.
     *environment* is as for :func:`spawn`.  *deadline* is in seconds.  *interrupt* is
-    a descriptor to watch meanwhile and what to call when it can be read; what that raises
-    ends the program.  Raises ToolFailed when the status is not among *ok* (None: any will
+    a descriptor to watch meanwhile and what to call when it can be read, and *tick* is a number
+    of seconds and what to call when nothing was heard for so long; what these raise ends the
+    program.  Raises ToolFailed when the status is not among *ok* (None: any will
     do), or the deadline passes.
     """
     out: list[bytes] = []
     err: list[bytes] = []
-    started = child(argv, stdin=stdin, stdout=stdout, pass_fds=pass_fds, environment=environment)
+    started = child(
+        argv,
+        stdin=stdin,
+        stdout=subprocess.PIPE if stdout is None else stdout,
+        pass_fds=pass_fds,
+        environment=environment,
+    )
     with started as running:
-        for stream, chunk in running.read(deadline, interrupt):
+        for stream, chunk in running.read(deadline, interrupt, tick):
             (out if stream == "out" else err).append(chunk)
         status = running.wait()
     ended = Ended(tuple(argv), status, b"".join(out), b"".join(err))
@@ -158,7 +169,7 @@ class Child:
         self,
         deadline: float | None = None,
         interrupt: Interrupt | None = None,
-        tick: tuple[float, Callable[[], None]] | None = None,
+        tick: Tick | None = None,
     ) -> Iterator[tuple[str, bytes]]:
         """Yield ``("out"|"err", bytes)`` until both streams are closed.  What was left unread can
         be read by another call.

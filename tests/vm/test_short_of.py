@@ -255,13 +255,20 @@ take() {
 }
 mkdir -p /root/taken
 for number in $(ls -d /sys/block/loop* | sed s,.*loop,,); do
-    take $number
+    [ -z "$1" ] || take $number
 done
 mount -o remount,nr_inodes=$(df --output=iused /dev | tail -n 1 | tr -d ' ') /dev
 """
 
 
-def test_when_no_more_devices_can_be_made_it_is_told(enrolled: Machine) -> None:
+@pytest.mark.parametrize(
+    ("taken", "sentence"),
+    [("loop devices", "No loop device is to be had"), ("", "udev did not see")],
+)
+def test_when_no_more_devices_can_be_made_it_is_told(
+    enrolled: Machine, taken: str, sentence: str
+) -> None:
+    """With all loop devices taken, there is none; else there is none for the mapping."""
     vm = enrolled
     vm.expect_leftovers("/root/taken/")
     vm.expect_journal("^cryptbackd: home: failed: ")
@@ -269,10 +276,10 @@ def test_when_no_more_devices_can_be_made_it_is_told(enrolled: Machine) -> None:
     files = listing(vm, "/home/me")
     vm.stick("main").plug()
     assert ended(vm)["CRYPTBACK_OUTCOME"] == "done"
-    vm.run(NO_MORE)
+    vm.run(["/bin/sh", "-c", NO_MORE, "sh", taken])
     since = now(vm)
     vm.run(["cryptback", "run", "home"], check=False, timeout=PATIENCE)
-    tells(vm, "No loop device is to be had", since=since)
+    tells(vm, sentence, since=since)
     assert drive(vm)["safe"]
     vm.run("mount -o remount,nr_inodes=0 /dev && losetup -D && rm -r /root/taken")
     succeeds_next(vm)

@@ -178,15 +178,14 @@ class Keyslots:
         fds: list[int] | None = None,
         environment: dict[str, str] | None = None,
     ) -> None:
-        more = {} if stdout is None else {"stdout": stdout}
         ended = run(
             [CRYPTENROLL, f"--unlock-key-file={name(current)}", *words, self.node],
+            stdout=stdout,
             pass_fds=[current, *(fds or [])],
             environment={**ENVIRONMENT, **(environment or {})},
             deadline=KDF_DEADLINE,
             ok=None,
             interrupt=self.control.interrupt,
-            **more,
         )
         if ended.status != 0:
             hint = _ABOUT_FIDO2 if "--fido2-device=auto" in words else _PACKAGES

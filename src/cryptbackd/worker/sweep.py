@@ -102,18 +102,23 @@ def _whose(mapping: str, uuid: str) -> tuple[str, int]:
     return "", _PARTS
 
 
+def is_open(mapping: str) -> bool:
+    """Whether the kernel has *mapping*, and it is ours."""
+    return mapping in _ours()
+
+
 def lock(mapping: str) -> bool:
     """Remove *mapping* if it is ours; whether it is gone afterwards.
 
     Busy, it is armed at least: its last user's close ends it.
     """
-    if mapping not in _ours():
+    if not is_open(mapping):
         return True
     for how in (["--retry"], ["--deferred"]):
         with suppress(ToolFailed):
             run([DMSETUP, "remove", *how, "--noudevsync", mapping], deadline=20)
             break
-    return until(lambda: mapping not in _ours(), PATIENCE)
+    return until(lambda: not is_open(mapping), PATIENCE)
 
 
 @contextmanager

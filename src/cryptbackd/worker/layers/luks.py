@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -32,6 +33,12 @@ DMSETUP = "/usr/sbin/dmsetup"
 SED = "/usr/bin/sed"
 KDF_DEADLINE = 600
 """Seconds; Argon2 with 1 GiB on a machine that swaps takes minutes."""
+UDEV_DEADLINE = 60
+"""Seconds that udev may take for a mapping that is there.
+
+cryptsetup waits for it for ever (dm_udev_wait(), libdevmapper.h), and where udev could not process
+the device, the answer never comes.
+"""
 WRONG_KEY = 2
 """cryptsetup(8), "Return codes": no permission (bad passphrase)."""
 OUT_OF_MEMORY = 3
@@ -194,6 +201,7 @@ def _unlock(
                 deadline=KDF_DEADLINE,
                 ok=None,
                 interrupt=control.interrupt,
+                tick=(1, _Impatience(mapping)),
             )
         finally:
             if fd >= 0:
@@ -210,6 +218,26 @@ def _unlock(
         if purpose != "open":
             raise WrongPassphrase("That passphrase does not open the drive; nothing was changed.")
         refused = key.source
+
+
+class _Impatience:
+    """Called while cryptsetup opens *mapping*; raises DriveFailed when udev takes too long."""
+
+    def __init__(self, mapping: str) -> None:
+        self._mapping = mapping
+        self._since: float | None = None
+
+    def __call__(self) -> None:
+        if self._since is None:
+            if sweep.is_open(self._mapping):
+                self._since = time.monotonic()
+        elif time.monotonic() - self._since > UDEV_DEADLINE:
+            raise DriveFailed(
+                f"udev did not see to the unlocked volume within {UDEV_DEADLINE} seconds; it was"
+                " locked again.",
+                "`journalctl -u systemd-udevd` may tell why. If it stays like that, restart the"
+                " computer.",
+            )
 
 
 def _locked_still(ended: Ended) -> DriveFailed:
