@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 import attrs
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cryptbackd import config
 from cryptbackd.worker import lists, rights, sources
 from cryptbackd.worker.control import Control
 from cryptbackd.worker.rsync_job import Job, arguments
@@ -80,6 +82,33 @@ def test_a_source_that_was_read_for_itself_goes_on_being_one() -> None:
     """Where its disk isn't mounted, the one that it lies in has an empty directory there."""
     named = ["/srv", "/srv/disk", "/srv/other"]
     assert sources.outermost(named, {"/srv": "ext4:1", "/srv/disk": "xfs"}) == named[:2]
+
+
+def test_what_lies_in_a_source_that_is_kept_is_read_by_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither rsync nor a listing goes through the one that is kept."""
+    monkeypatch.setattr(lists, "unveil", lambda: None)
+    every = ["/", "/srv", "/srv/disk", "/srv/disk/a", "/srv/disk/a/b", "/srv/disk/vm"]
+    keeps = ["/srv/disk", "/srv/disk/a"]
+
+    def plan(paths: Sequence[str], *, open_: object) -> sources.Plan:
+        read = (sources.Source(path, "") for path in paths if path not in keeps)
+        kept = (sources.Source(path, "") for path in paths if path in keeps)
+        return sources.Plan(tuple(read), tuple(kept), ("/mnt",), recursive=False)
+
+    entry = config.parse(config.render("0000-0000", "c.luks", None, tuple(every), ()), "e")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        asked = lists.gather(entry, plan, {}, every, Control(ours))
+    assert [[source.path for source in group.plan.read] for group in asked.groups] == [
+        ["/", "/srv"],
+        ["/srv/disk/a/b"],
+        ["/srv/disk/vm"],
+    ]
+    assert asked.kept == ("/srv/disk", "/srv/disk/a")
+    assert asked.skipped_mounts == ("/mnt",)
+    assert sorted(asked.others(asked.groups[1])) == sorted({*every} - {"/srv/disk/a/b"})
 
 
 @given(st.binary())

@@ -113,7 +113,7 @@ def gather(
     for whose, paths in wanted.items():
         own = [path for path in paths if not any(is_inside(path, other) for other in claimed)]
         claimed += own
-        groups.append(Group(whose, _plan(plan_for, outermost(own, known), whose)))
+        groups += _apart(Group(whose, _plan(plan_for, outermost(own, known), whose)))
     kept = [path for path in unread if not any(is_inside(path, other) for other in claimed)]
     if kept:
         first = groups[0]
@@ -122,6 +122,21 @@ def gather(
             first, plan=attrs.evolve(first.plan, kept=(*first.plan.kept, *more))
         )
     return Asked(tuple(groups), lists)
+
+
+def _apart(group: Group) -> list[Group]:
+    """*group* without what it reads in sources that it keeps, and groups with that.
+
+    Nobody who reads around a source that is kept comes to what lies in it.
+    """
+    shares: dict[str, list[Source]] = {"": []}
+    for source in group.plan.read:
+        around = (kept.path for kept in group.plan.kept if is_inside(source.path, kept.path))
+        shares.setdefault(max(around, key=len, default=""), []).append(source)
+    outside, *within = map(tuple, shares.values())
+    plans = [attrs.evolve(group.plan, read=outside)]
+    plans += [attrs.evolve(group.plan, read=read, kept=(), skipped_mounts=()) for read in within]
+    return [attrs.evolve(group, plan=plan) for plan in plans]
 
 
 def _plan(plan_for: Callable[..., Plan], paths: Sequence[str], whose: Rights | None) -> Plan:
