@@ -17,7 +17,10 @@ from cryptbackd.config import Count, Keep
 from cryptbackd.errors import Cancelled, ForgedDrive
 from cryptbackd.model import LedgerEntry, StopReason
 from cryptbackd.worker.control import Control
+from cryptbackd.worker.jobs import backup
 from cryptbackd.worker.layers.mounted import Mounted
+from cryptbackd.worker.lists import Asked, Group
+from cryptbackd.worker.sources import Plan, Source
 from cryptbackd.worker.versions import VERSIONS, record, removal, store
 from cryptbackd.worker.versions.hardlinks import HardLinkStore
 
@@ -248,6 +251,42 @@ def test_for_room_the_oldest_go_that_no_rule_holds_and_never_the_newest(
     with pytest.raises(Cancelled):
         make_room(4096, 1)
     assert len(container.names()) == 4
+
+
+def test_the_last_state_of_all_is_kept_as_that_of_any_source(container: Container) -> None:
+    """So where the root is on another filesystem than before, and /home is a source, too."""
+    last = container.make(1)
+    keeper = container.keeper
+    keeper.begin(last.path)
+    keeper.retain("/")
+    keeper.retain("/own")
+    assert sorted(os.listdir(keeper.target)) == ["common", "etc", "own"]
+    assert (keeper.target / "own").samefile(last.path / "own")
+
+
+def test_what_is_read_in_a_source_that_is_kept_is_no_file_of_the_last_version(
+    container: Container,
+) -> None:
+    """Where nothing but its mode has changed, rsync would change it in that version, too."""
+    last = container.make(1)
+    for name in ("read/file", "read/kept/file", "read-not", "link"):
+        (last.path / "home" / name).parent.mkdir(parents=True, exist_ok=True)
+        (last.path / "home" / name).write_text("as it was")
+    keeper = container.keeper
+    keeper.begin(last.path)
+    named = (Source("/home/read/kept", ""), Source("/home", ""))
+    kept = Plan((), named, (), recursive=False)
+    read = Plan((Source("/home/read", ""), Source("/home/etc/x", "")), (), (), recursive=False)
+    asked = Asked((Group(None, kept), Group(None, read)), {})
+    (last.path / "home/etc").symlink_to(container.tree.path / "elsewhere")
+    (container.tree.path / "elsewhere/x").mkdir(parents=True)
+    backup._retain(keeper, asked, container.control)
+    assert sorted(os.listdir(keeper.target / "home")) == ["etc", "link", "read", "read-not"]
+    assert os.listdir(keeper.target / "home/read") == ["kept"]
+    for name in ("link", "read/kept/file"):
+        assert (keeper.target / "home" / name).samefile(last.path / "home" / name)
+    assert (last.path / "home/read/file").exists()
+    assert (container.tree.path / "elsewhere/x").exists()
 
 
 def test_versions_that_are_no_directory_are_refused(tmp_path: Path) -> None:

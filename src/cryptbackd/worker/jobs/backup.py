@@ -33,12 +33,13 @@ from ..quick import run as quick
 from ..quick.proof import DOUBTS, Circumstances
 from ..quick.run import Way
 from ..quick.transfer import Place
+from ..quick.within import within
 from ..recording import Recording, recording, settled
 from ..release import release
 from ..remaining import tell, told
 from ..rsync_job import Job
 from ..rsync_version import rsync_version
-from ..sources import plan, stage
+from ..sources import is_inside, plan, stage
 from ..spot import read_back
 from ..sync import Synced, sync
 from ..versions import VERSIONS, Store, ahead, copies, record, removal, store
@@ -212,8 +213,8 @@ def back_up(
 
         def make_ready() -> Kept:
             """Sync, and write manifest and record of what is to become a version."""
-            for path in asked.kept if chosen.changes is None else ():
-                keeper.retain(path)
+            if chosen.changes is None:
+                _retain(keeper, asked, control)
             synced, changed = _copy(name, chosen, syncs, keeper, last, taken, control)
             control.phase(Phase.KEEPING)
             tell(control)
@@ -327,6 +328,22 @@ def _staged(
             "Look at `include` and `include_from` in the entry.",
         )
     return attrs.evolve(asked, groups=tuple(groups)), jobs
+
+
+def _retain(keeper: Store, asked: Asked, control: Control) -> None:
+    """Have the last state of what is kept stand in the target, where it doesn't yet.
+
+    What is read in it does not: that would be files of the last version where they are links, and
+    if nothing but the mode of one (or the like) has changed, rsync would change it there, too.
+    """
+    read = (source.path for group in asked.groups for source in group.plan.read)
+    lies_in_kept = [path for path in read if any(is_inside(path, kept) for kept in asked.kept)]
+    with within(keeper.target) as target:
+        for path in sorted((*asked.kept, *lies_in_kept), key=len):
+            if path in asked.kept:
+                keeper.retain(path)
+            elif keeper.linked:
+                target.remove(os.fsencode(path.strip("/")), control.interrupt)
 
 
 def _copy(

@@ -49,7 +49,7 @@ class Store(Protocol):
         """
 
     def retain(self, path: str) -> None:
-        """Have the last state of the source *path* stand in the target."""
+        """Have the last state of the source *path* stand in the target; "/" comes first."""
 
     def keep(self, version: Path) -> None:
         """Give the synced target the name *version*."""

@@ -64,7 +64,8 @@ class HardLinkStore:
         if self._last is None:
             return
         old, new = self._last / path.lstrip("/"), self.target / path.lstrip("/")
-        if not os.path.lexists(old) or os.path.lexists(new):
+        # That of all is always there, and empty.
+        if not os.path.lexists(old) or (path != "/" and os.path.lexists(new)):
             return
         new.parent.mkdir(parents=True, exist_ok=True)
         _link(old, new, "The last state could not be kept")
