@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from pathlib import Path
+
 import pytest
 
 from cryptbackd.errors import DriveFailed
 from cryptbackd.run import Ended
-from cryptbackd.worker.changing import FULL, TooLong, change, complains
+from cryptbackd.worker.changing import FULL, TooMuch, change, complains
 
 
 @pytest.mark.parametrize(
@@ -37,5 +41,15 @@ def test_any_other_failure_is_the_drives() -> None:
 
 def test_a_path_that_is_too_long_is_not_the_drives_failure() -> None:
     argv = ["/usr/bin/cp", "--archive", "--", "/etc/hostname", "/nonexistent/" + "x" * 5000]
-    with pytest.raises(TooLong):
+    with pytest.raises(TooMuch):
         change(argv, "The last state could not be linked", deadline=60)
+
+
+def test_nor_are_too_many_names_of_a_file(tmp_path: Path) -> None:
+    """A file with a thousand names on ext4 has as many as it can have by its 65th version."""
+    said = f"cp: cannot create hard link 'b' to 'a': {os.strerror(errno.EMLINK)}"
+    program = tmp_path / "cp"
+    program.write_text(f'#!/bin/sh\necho "{said}" >&2\nexit 1\n')
+    program.chmod(0o755)
+    with pytest.raises(TooMuch):
+        change([str(program)], "The last state could not be linked", deadline=60)

@@ -13,8 +13,10 @@ from ..errors import DriveFailed, DriveFull, ToolFailed
 from ..run import Ended, Interrupt, run
 
 
-class TooLong(ToolFailed):
-    """A path is longer than the program can take, which others may."""
+class TooMuch(ToolFailed):
+    """A path is longer than the program can take, or a file has too many names for one more by it;
+    others may know a way.
+    """
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -31,7 +33,7 @@ def change(
 ) -> None:
     """Run a program that changes the container; *failure* is what it means if it fails.
 
-    Raises DriveFull, TooLong, DriveFailed, and what *interrupt* raises.
+    Raises DriveFull, TooMuch, DriveFailed, and what *interrupt* raises.
     """
     try:
         ended = run(argv, pass_fds=pass_fds, deadline=deadline, ok=None, interrupt=interrupt)
@@ -42,8 +44,8 @@ def change(
     if complains(ended, *FULL):
         raise no_room()
     sentence = f"{failure}: {argv[0]} failed: {ended.complaint}"
-    if complains(ended, errno.ENAMETOOLONG):
-        raise TooLong(sentence)
+    if complains(ended, errno.ENAMETOOLONG, errno.EMLINK):
+        raise TooMuch(sentence)
     raise DriveFailed(sentence)
 
 

@@ -22,7 +22,7 @@ from ...model import Device, LedgerEntry, Outcome, Phase, RunResult
 from ...text import size
 from .. import header as headers
 from .. import shed, unsettled, unsummed, workspace
-from ..changing import FULL, TooLong, no_room
+from ..changing import FULL, TooMuch, no_room
 from ..control import Control
 from ..device import is_write_protected, opened, power_off, want_writable
 from ..layers.inner import inner
@@ -290,10 +290,10 @@ def _at_last(
             if not make_room():
                 raise _too_small(full, tree) from full
             again("the container was full")
-        except TooLong:
+        except TooMuch:
             if chosen.changes is None:
                 raise
-            again("a path in the last version is too long")
+            again("the last version has too long a path, or a file with too many names")
 
 
 def _is_made(kept: Kept, control: Control) -> None:

@@ -45,7 +45,7 @@ class Store(Protocol):
     def fill(self, last: Path) -> None:
         """Have the target hold what the tree *last* does.
 
-        Raises DriveFull, DriveFailed, and TooLong where a path can't be.
+        Raises DriveFull, DriveFailed, and TooMuch where a path, or a file's name, can't be.
         """
 
     def retain(self, path: str) -> None:

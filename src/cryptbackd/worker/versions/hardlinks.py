@@ -16,7 +16,7 @@ from pathlib import Path
 from ... import kernel
 from ...errors import DriveFailed, DriveFull, ForgedDrive
 from ...run import Interrupt
-from ..changing import TooLong, change
+from ..changing import TooMuch, change
 from .tree import remove_tree
 
 CP = "/usr/bin/cp"
@@ -82,7 +82,7 @@ class HardLinkStore:
         """Link all of the tree *last* into the target."""
         try:
             _link(last, self.target, "The last state could not be linked")
-        except (DriveFull, TooLong):
+        except (DriveFull, TooMuch):
             # It has nothing that the last version hasn't, and takes room that is to be made.
             remove_tree(self.target)
             raise
