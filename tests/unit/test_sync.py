@@ -10,6 +10,7 @@ from pathlib import Path
 import attrs
 import pytest
 
+from cryptbackd.errors import DriveFailed
 from cryptbackd.worker.control import Control
 from cryptbackd.worker.rsync_job import Job, Received
 from cryptbackd.worker.sync import _Rsync
@@ -105,6 +106,17 @@ def test_an_attribute_that_the_filesystem_does_not_take_is_a_warning(
     (warning,) = control.warnings
     assert warning.startswith(told)
     assert warning.endswith(f": {why[0]}.")
+
+
+@pytest.mark.parametrize("line", [ATTRIBUTE, LIST])
+def test_an_attribute_that_the_drive_does_not_take_is_no_warning(
+    job: Job, control: Control, line: str
+) -> None:
+    job.target.mkdir()
+    rsync = _Rsync(job, control, dry=False)
+    rsync._err(line.format("/home/file", "Input/output error", 5).encode())
+    assert isinstance(rsync._fatal, DriveFailed)
+    assert not control.warnings
 
 
 @pytest.mark.parametrize(

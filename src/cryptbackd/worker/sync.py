@@ -306,15 +306,15 @@ class _Rsync:
                 self._warn_of(name, f"could not be read: {why}.")
             else:
                 self._warn(f"{printable(found.what.strip())} could not be read: {why}.", many=True)
-        elif found.attribute and not (found.errno in FULL and self._is_full()):
-            self._attribute_lost(found)
-        elif found.errno in FULL:
-            self._fatal = no_room()
         elif found.errno in _BROKEN:
             self._fatal = DriveFailed(
                 f"The drive failed while it was written to: {why}.",
                 "Check it (journalctl -k); the versions before are as they were.",
             )
+        elif found.attribute and not (found.errno in FULL and self._is_full()):
+            self._attribute_lost(found)
+        elif found.errno in FULL:
+            self._fatal = no_room()
         else:
             path = (found.path or "").removeprefix(str(self._job.target))
             self._warn_of(rsync_words.name(path), f"could not be copied in full: {why}.")
