@@ -277,7 +277,19 @@ def test_what_did_not_reach_the_drive_is_no_copy(tmp_path: Path) -> None:
         taken = recording.Recording(tmp_path, kept, None, None, control)
         mounted = Mounted(tree, -1, "ext4", "The container's filesystem")
         unsettled.put_right([tree], taken, mounted, control)
-    assert {path.name for path in tree.rglob("*")} == {"whole", "other", "more"}
+        assert {path.name for path in tree.rglob("*")} == {"whole", "other", "more"}
+
+        # Of the version before, with the same size and time: an edit that put that back.
+        was = [file(name, size=5000, ctime_ns=1, xxh128=THREE) for name in sorted(written)]
+        now = [each._replace(ctime_ns=2 * 10**18) for each in was]
+        found = made(kept, list(map(in_copy, now)), sources=now, before=was)
+        known = {name for name, each in found.items() if each.ctime_ns is not None}
+        assert known == {"whole"}
+        assert {name: each.xxh128 for name, each in found.items()} == {
+            "whole": xxh128(written["whole"]).hexdigest(),
+            **dict.fromkeys(("gone", "other", "zeros")),
+        }
+        assert [each.path for each in kept.unsettled(1 << 20)] == list(map(os.fsencode, written))
 
 
 NAMES = st.lists(

@@ -27,6 +27,8 @@ _HEAD = b"//"
 """Begins a line that is no record: the first names the version that the files were copied after."""
 _SETTLED = b"//settled\0"
 """What stands before it is on the drive."""
+_LOST = b"0" * 32
+"""In the place of a checksum: what was copied is not there."""
 _LEAST = 4096
 """Bytes that a file takes in memory at least."""
 _LINE = re.compile(rb"//.*|[^\0]+//[0-9]{15,} [0-9]+ -?[0-9]+ -?[0-9]+ [0-9]+ [0-9a-f]{32}")
@@ -63,15 +65,25 @@ class Transfers:
         if linked:
             known = (status.st_size, status.st_mtime_ns, received.xxh128)
             self.linked[status.st_ino] = known
-        line = b"%b//%015d %d %d %d %d %b\0" % (
+        self._write(
             received.path,
-            self._file.tell(),
-            status.st_size,
-            status.st_mtime_ns,
+            (status.st_size, status.st_mtime_ns),
             source.st_ctime_ns if source is not None else 0,
             status.st_ino if linked else 0,
             received.xxh128,
         )
+
+    def lose(self, path: bytes) -> None:
+        """Take nothing for known of what has that path: what was copied there is not."""
+        self._write(path, (0, -1), 0, 0, _LOST)
+
+    def _write(
+        self, path: bytes, like: tuple[int, int], ctime: int, inode: int, checksum: bytes
+    ) -> None:
+        if self._file is None:
+            return
+        words = (path, self._file.tell(), *like, ctime, inode, checksum)
+        line = b"%b//%015d %d %d %d %d %b\0" % words
         try:
             self._file.write(line)
         except OSError:
@@ -80,17 +92,20 @@ class Transfers:
             self.path.unlink(missing_ok=True)
 
     def unsettled(self, most: int) -> Iterator[Copied]:
-        """The last of what may not be on the drive, with the last *most* bytes of it."""
-        begin = total = 0
+        """The last of what may not be on the drive, with the last *most* bytes of it.
+
+        What is added meanwhile is left out.
+        """
+        begin = total = number = 0
         for number, line in enumerate(lines_of(self.path), 1):
             if line.startswith(_HEAD):
                 begin, total = number, 0
             else:
                 total += int(_words(line)[1]) + _LEAST
-        for line in islice(lines_of(self.path), begin, None):
+        for line in islice(lines_of(self.path), begin, number):
             _place, size, mtime, _ctime, _inode, checksum = _words(line)
             total -= int(size) + _LEAST
-            if total < most:
+            if total < most and checksum != _LOST:
                 path = line.partition(SEPARATOR)[0]
                 yield Copied(path, int(size), int(mtime), checksum.decode("ascii"))
 

@@ -96,6 +96,11 @@ class Recording:
         """See ``Transfers``."""
         return self._kept.unsettled(most) if self._kept is not None else iter(())
 
+    def lose(self, path: bytes) -> None:
+        """See ``Transfers``."""
+        if self._kept is not None:
+            self._kept.lose(path)
+
     def write(self, version: Path, target: Path, *, compared: bool) -> dict[str, object]:
         """Write the manifest of what is to become *version*, which is *target* now.
 

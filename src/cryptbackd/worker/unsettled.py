@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 
 from ..model import Phase
@@ -27,6 +28,9 @@ from .recording import Recording
 def put_right(trees: Iterable[Path], taken: Recording, tree: Mounted, control: Control) -> None:
     """Remove from *trees*, which the next copy goes by, what has not the content that was copied.
 
+    What is in none of them is not known any more: the next copy may take for it what the version
+    before has there, if size and time are the same.
+
     Raises OSError, DriveFailed, ToolFailed and Cancelled.
     """
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -40,14 +44,19 @@ def put_right(trees: Iterable[Path], taken: Recording, tree: Mounted, control: C
         meter.at(readback.size)
 
     readback = Readback(tree.fstype, tree.beneath, passed)
-    for where in trees:
-        with within(where) as root:
-            lost = set()
-            for each in taken.unsettled(memory):
+    with ExitStack() as stack:
+        places = [(where, stack.enter_context(within(where)), set[int]()) for where in trees]
+        for each in taken.unsettled(memory):
+            there = False
+            for _where, root, lost in places:
                 control.check()
-                inode = _like(root, each)
-                if inode and not _is_whole(root, each, readback):
-                    lost.add(inode)
+                if inode := _like(root, each):
+                    whole = _is_whole(root, each, readback)
+                    there |= whole
+                    lost.update(() if whole else (inode,))
+            if not there:
+                taken.lose(each.path)
+        for where, root, lost in places:
             if lost:
                 _remove(where, root, lost, control)
 
