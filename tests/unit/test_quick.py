@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,19 @@ from hypothesis import strategies as st
 from cryptbackd import manifest, manifest_writing
 from cryptbackd.manifest import Record
 from cryptbackd.model import LedgerEntry
+from cryptbackd.worker.control import Control
+from cryptbackd.worker.inventory import transfers
 from cryptbackd.worker.quick import changes as changes_
 from cryptbackd.worker.quick import difference as difference_
 from cryptbackd.worker.quick.changes import Changes, changes
 from cryptbackd.worker.quick.difference import Difference, TooMany, difference
+from cryptbackd.worker.quick.large import LARGE
 from cryptbackd.worker.quick.proof import Circumstances, why_full
-from cryptbackd.worker.quick.run import is_kept
+from cryptbackd.worker.quick.run import is_kept, keep_large
 from cryptbackd.worker.quick.transfer import Place, is_there
 from cryptbackd.worker.quick.within import within
-from cryptbackd.worker.rsync_job import Job
+from cryptbackd.worker.recording import Recording
+from cryptbackd.worker.rsync_job import Job, Received
 from cryptbackd.worker.versions.ahead import merged
 from cryptbackd.worker.versions.record import Version
 
@@ -193,6 +198,56 @@ def test_rsync_is_spared_where_the_directories_above_are_alike(
 def link(name: Path, target: Path) -> None:
     name.rmdir()
     name.symlink_to(target)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_what_was_half_written_is_no_last_state_of_a_source_that_is_kept(
+    tmp_path: Path, known: bool
+) -> None:
+    target, last = tmp_path / "current", tmp_path / "last"
+    for tree in (target, last):
+        (tree / "home/away").mkdir(parents=True)
+
+    def write(path: Path, content: bytes, moment: int) -> None:
+        path.write_bytes(content)
+        os.truncate(path, LARGE + moment)
+        os.utime(path, (moment, moment))
+
+    for name in ("away/as-it-was", "away/half", "away/copied", "read"):
+        write(last / "home" / name, b"before", 1)
+    write(target / "home/away/as-it-was", b"before", 1)
+    for name in ("away/half", "away/copied", "away/new", "away/new-half", "read"):
+        write(target / "home" / name, b"now", 2)
+    (target / "home/away/small").write_bytes(b"now")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for _made in range(2):  # nothing is missing the second time
+        with transfers(tmp_path / "copied", "v1") as kept:
+            pass
+    with ours, theirs, transfers(tmp_path / "copied", "v1") as kept:
+        kept.unbroken = known
+        for path in (b"home/away/copied", b"home/away/new"):
+            status = os.lstat(os.path.join(os.fsencode(target), path))
+            kept.add(Received(path, b"1" * 32, status, status))
+        kept.lose(b"home/away/lost")
+        control = Control(ours)
+        taken = Recording(tmp_path, kept, None, None, control)
+        job = Job(tmp_path, target, (), ("/home",), ("/home/away", "/home/gone"))
+        sources = ["/home/away", "/home/gone"]
+        for delete in (False, True):
+            assert (target / "home/away/half").read_bytes()[:3] == b"now"
+            place = Place((attrs.evolve(job, delete=delete),), last, linked=False)
+            keep_large(place, sources, taken, control)
+    there = {path.name: path.read_bytes()[:6].rstrip(b"\0") for path in target.rglob("*/*/*")}
+    assert there == {
+        "as-it-was": b"before",
+        "half": b"before",
+        "copied": b"now",
+        "new": b"now",
+        "small": b"now",
+        **({} if known else {"new-half": b"now"}),
+    }
+    assert (target / "home/read").read_bytes()[:3] == b"now"
+    assert os.stat(target / "home/away/half").st_mtime == 1
 
 
 def test_too_many_changes_are_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,6 +109,19 @@ class Transfers:
                 path = line.partition(SEPARATOR)[0]
                 yield Copied(path, int(size), int(mtime), checksum.decode("ascii"))
 
+    def large(self, least: int) -> dict[bytes, tuple[int, int]]:
+        """Size and time of each file that was copied last with *least* bytes or more."""
+        found: dict[bytes, tuple[int, int]] = {}
+        for line in lines_of(self.path) if self._file is not None else ():
+            if line.startswith(_HEAD):
+                continue
+            path = line.partition(SEPARATOR)[0]
+            size, mtime = map(int, _words(line)[1:3])
+            found.pop(path, None)
+            if size >= least:
+                found[path] = size, mtime
+        return found
+
 
 def settle(path: Path) -> None:
     """Note that what the file *path* tells of is on the drive.  Raises OSError."""

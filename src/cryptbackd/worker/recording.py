@@ -96,6 +96,15 @@ class Recording:
         """See ``Transfers``."""
         return self._kept.unsettled(most) if self._kept is not None else iter(())
 
+    @property
+    def unbroken(self) -> bool:
+        """See ``Transfers``."""
+        return self._kept is not None and self._kept.unbroken
+
+    def large(self, least: int) -> dict[bytes, tuple[int, int]]:
+        """See ``Transfers``."""
+        return self._kept.large(least) if self._kept is not None else {}
+
     def lose(self, path: bytes) -> None:
         """See ``Transfers``."""
         if self._kept is not None:

@@ -215,7 +215,7 @@ def back_up(
             """Sync, and write manifest and record of what is to become a version."""
             if chosen.changes is None:
                 _retain(keeper, asked, control)
-            synced, changed = _copy(name, chosen, syncs, keeper, last, taken, control)
+            synced, changed = _copy(name, chosen, asked, syncs, keeper, last, taken, control)
             control.phase(Phase.KEEPING)
             tell(control)
             # The version must not have its name before its data is on the drive.
@@ -349,6 +349,7 @@ def _retain(keeper: Store, asked: Asked, control: Control) -> None:
 def _copy(
     name: str,
     chosen: Way,
+    asked: Asked,
     syncs: list[Job],
     keeper: Store,
     last: record.Version | None,
@@ -365,7 +366,10 @@ def _copy(
         done.synced.files += _number(last.record.get("files"))
         done.synced.size += _number(last.record.get("bytes"))
         return done.synced, done.records
-    synced = quick.copy_large(place, taken, control) if place is not None else Synced()
+    synced = Synced()
+    if place is not None:
+        quick.keep_large(place, asked.kept, taken, control)
+        synced.add(quick.copy_large(place, taken, control))
     for job in syncs:
         synced.add(sync(attrs.evolve(job, link_dest=keeper.link_dest), control))
     return synced, None

@@ -9,11 +9,15 @@ import mmap
 import os
 import re
 import stat
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from ..changing import change
 from ..control import Control
-from .within import Within
+from ..listing import records
+from ..reader import FIND
+from .within import Within, within
 
 FALLOCATE = "/usr/bin/fallocate"
 LARGE = 16 << 20
@@ -34,6 +38,47 @@ def large_files(listing: Path) -> dict[bytes, bytes]:
                 record = text[start : text.find(b"\0", match.end())]
                 found[text[start : match.start()]] = record
     return found
+
+
+def half_written(
+    target: Within,
+    where: Path,
+    last: Path,
+    kept: Iterable[str],
+    whole: Mapping[bytes, tuple[int, int]],
+    control: Control,
+) -> list[bytes]:
+    """The large files of the sources *kept* in the *target* (at *where*) that an interrupted run
+    has not written to their end.
+
+    Their size and time are neither those of the version *last*, nor those of what was copied
+    *whole*.  Raises ToolFailed and Cancelled.
+    """
+    found: list[bytes] = []
+    for source in kept:
+        top = os.fsencode(source.strip("/"))
+        if target.status(top or b".") is None:
+            continue
+        argv = [FIND, os.fsdecode(os.path.join(os.fsencode(where), top)), "-type", "f"]
+        argv += ["-size", f"+{LARGE - 1}c", "-printf", r"%P\0"]
+        with records(argv, None, control) as lines:
+            for line in lines:
+                path = b"/".join(filter(None, (top, line)))
+                status = target.status(path)
+                if status is None:
+                    continue
+                here = status.st_size, status.st_mtime_ns
+                if here not in (whole.get(path), _size_and_time(last, path)):
+                    found.append(path)
+    return found
+
+
+def _size_and_time(tree: Path, path: bytes) -> tuple[int, int] | None:
+    with suppress(OSError), within(tree) as root:
+        status = root.status(path)
+        if status is not None and stat.S_ISREG(status.st_mode):
+            return status.st_size, status.st_mtime_ns
+    return None
 
 
 def grow(target: Within, path: bytes, size: int) -> None:

@@ -14,6 +14,7 @@ import attrs
 from ... import manifest
 from ...errors import ManifestDamaged, ToolFailed
 from ...model import Phase
+from ...text import count
 from ..control import Control
 from ..recording import Recording
 from ..rsync_job import RSYNC, Job
@@ -22,9 +23,9 @@ from ..sync import Synced
 from .account import account
 from .changes import Changes, changes
 from .difference import TooMany, difference
-from .large import large_files
+from .large import LARGE, large_files
 from .proof import FULL, KIND, QUICK, SINCE, WHY, Circumstances, why_full
-from .transfer import Place, transfer, transfer_large
+from .transfer import Place, bring_back_large, transfer, transfer_large
 
 
 @attrs.define
@@ -124,6 +125,19 @@ def copy_large(place: Place, taken: Recording, control: Control) -> Synced:
         return Synced()
     control.phase(Phase.SYNCING)
     return transfer_large(place, files, control)
+
+
+def keep_large(place: Place, kept: Sequence[str], taken: Recording, control: Control) -> None:
+    """Before a full run: have no large file of the sources *kept* stay as an interrupted run left
+    it, half written.
+    """
+    if place.linked or not kept or not place.jobs[0].delete:
+        return
+    whole, sure = taken.large(LARGE), taken.unbroken
+    brought = bring_back_large(place, kept, whole, control, sure=sure)
+    if brought:
+        what = count(brought, "large file")
+        control.say(f"{what} of what is kept had been half written, and not brought to an end.")
 
 
 @attrs.frozen

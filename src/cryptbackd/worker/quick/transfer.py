@@ -21,7 +21,7 @@ from ..rsync_job import Job, Received
 from ..sources import is_inside
 from ..sync import Synced, copy_named, temporary
 from .changes import Changes
-from .large import LARGE, dig_holes, grow
+from .large import LARGE, dig_holes, grow, half_written
 from .within import Within, attributes, within
 
 CP = "/usr/bin/cp"
@@ -135,6 +135,31 @@ def transfer_large(place: Place, listed: Mapping[bytes, bytes], control: Control
     return work.done.synced
 
 
+def bring_back_large(
+    place: Place,
+    kept: Iterable[str],
+    whole: Mapping[bytes, tuple[int, int]],
+    control: Control,
+    *,
+    sure: bool,
+) -> int:
+    """Have the last version's files stand in the place of those of the sources *kept* that an
+    interrupted run has half written; how many these were.
+
+    See ``large.half_written``.  Where that version has none, there is none then, if it is *sure*
+    that all of what is *whole* is known.
+    """
+    with ExitStack() as stack:
+        target = stack.enter_context(within(place.target))
+        half = half_written(target, place.target, place.last, kept, whole, control)
+        if half:
+            aside = stack.enter_context(temporary(place.target))
+            work = _Transfer(place, Changes((), (), {}, {}), target, aside, control)
+            for path in half:
+                work.bring_back(path, sure=sure)
+    return len(half)
+
+
 class _Transfer:
     def __init__(
         self, place: Place, what: Changes, target: Within, aside: Path, control: Control
@@ -169,6 +194,13 @@ class _Transfer:
             self._bring_back(large)
         self.done.failed = {path for job in self._place.jobs for path in job.failed}
         self.done.doubtful = self._control.doubts.number > doubts
+
+    def bring_back(self, path: bytes, *, sure: bool) -> None:
+        """Have the last version's file stand in the target; none where that has none, if *sure*."""
+        if os.path.lexists(os.path.join(os.fsencode(self._place.last), path)):
+            self._restore(path)
+        elif sure:
+            self._target.remove(path, self._control.interrupt)
 
     # Large files
 
