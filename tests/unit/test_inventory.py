@@ -278,6 +278,7 @@ def test_what_did_not_reach_the_drive_is_no_copy(tmp_path: Path) -> None:
         mounted = Mounted(tree, -1, "ext4", "The container's filesystem")
         unsettled.put_right([tree], taken, mounted, control)
         assert {path.name for path in tree.rglob("*")} == {"whole", "other", "more"}
+        assert taken.lost == {b"zeros", b"more/name"}
 
         # Of the version before, with the same size and time: an edit that put that back.
         was = [file(name, size=5000, ctime_ns=1, xxh128=THREE) for name in sorted(written)]

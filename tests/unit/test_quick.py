@@ -24,7 +24,7 @@ from cryptbackd.worker.quick.changes import Changes, changes
 from cryptbackd.worker.quick.difference import Difference, TooMany, difference
 from cryptbackd.worker.quick.large import LARGE
 from cryptbackd.worker.quick.proof import Circumstances, why_full
-from cryptbackd.worker.quick.run import is_kept, keep_large
+from cryptbackd.worker.quick.run import is_kept, keep_whole
 from cryptbackd.worker.quick.transfer import Place, is_there
 from cryptbackd.worker.quick.within import within
 from cryptbackd.worker.recording import Recording
@@ -201,7 +201,7 @@ def link(name: Path, target: Path) -> None:
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_what_was_half_written_is_no_last_state_of_a_source_that_is_kept(
+def test_what_was_half_written_or_lost_is_no_last_state_of_a_source_that_is_kept(
     tmp_path: Path, known: bool
 ) -> None:
     target, last = tmp_path / "current", tmp_path / "last"
@@ -219,6 +219,8 @@ def test_what_was_half_written_is_no_last_state_of_a_source_that_is_kept(
     for name in ("away/half", "away/copied", "away/new", "away/new-half", "read"):
         write(target / "home" / name, b"now", 2)
     (target / "home/away/small").write_bytes(b"now")
+    for name in ("away/lost", "lost"):
+        (last / "home" / name).write_bytes(b"before")
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for _made in range(2):  # nothing is missing the second time
         with transfers(tmp_path / "copied", "v1") as kept:
@@ -232,11 +234,12 @@ def test_what_was_half_written_is_no_last_state_of_a_source_that_is_kept(
         control = Control(ours)
         taken = Recording(tmp_path, kept, None, None, control)
         job = Job(tmp_path, target, (), ("/home",), ("/home/away", "/home/gone"))
+        taken.lost = {b"home/lost", b"home/away/lost", b"home/away/lost-new"}
         sources = ["/home/away", "/home/gone"]
         for delete in (False, True):
             assert (target / "home/away/half").read_bytes()[:3] == b"now"
             place = Place((attrs.evolve(job, delete=delete),), last, linked=False)
-            keep_large(place, sources, taken, control)
+            keep_whole(place, sources, taken, control)
     there = {path.name: path.read_bytes()[:6].rstrip(b"\0") for path in target.rglob("*/*/*")}
     assert there == {
         "as-it-was": b"before",
@@ -244,9 +247,11 @@ def test_what_was_half_written_is_no_last_state_of_a_source_that_is_kept(
         "copied": b"now",
         "new": b"now",
         "small": b"now",
+        "lost": b"before",
         **({} if known else {"new-half": b"now"}),
     }
     assert (target / "home/read").read_bytes()[:3] == b"now"
+    assert not (target / "home/lost").exists()
     assert os.stat(target / "home/away/half").st_mtime == 1
 
 

@@ -52,6 +52,8 @@ class Recording:
         """Nothing that the sources have is missing there, but for what vanished meanwhile."""
         self.failed: set[bytes] = set()
         """See ``sync.Job``; the next run is to look at them again."""
+        self.lost: set[bytes] = set()
+        """Files that an interrupted run had copied, and that did not reach the drive."""
         self.unsummed: dict[bytes, int] = {}
         """See ``Inventory``, of the manifest that was written."""
         self.began = time.time()

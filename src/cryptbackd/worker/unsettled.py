@@ -58,11 +58,11 @@ def put_right(trees: Iterable[Path], taken: Recording, tree: Mounted, control: C
                 taken.lose(each.path)
         for where, root, lost in places:
             if lost:
-                _remove(where, root, lost, control)
+                taken.lost.update(_remove(where, root, lost, control))
 
 
-def _remove(where: Path, root: Within, lost: set[int], control: Control) -> None:
-    """Remove all names of the files *lost*: rsync goes by any of them."""
+def _remove(where: Path, root: Within, lost: set[int], control: Control) -> list[bytes]:
+    """Remove all names of the files *lost*, and return them: rsync goes by any of them."""
     argv = [FIND, str(where), "-mindepth", "1", "-printf", r"%i %P\0"]
     with records(argv, None, control) as found:
         names = [line.partition(b" ")[2] for line in found if int(line.partition(b" ")[0]) in lost]
@@ -70,6 +70,7 @@ def _remove(where: Path, root: Within, lost: set[int], control: Control) -> None
         root.remove(name, control.interrupt)
     what = count(len(lost), "file")
     control.say(f"of what an interrupted run had copied, {what} did not reach the drive.")
+    return names
 
 
 def _like(root: Within, copied: Copied) -> int:

@@ -368,7 +368,7 @@ def _copy(
         return done.synced, done.records
     synced = Synced()
     if place is not None:
-        quick.keep_large(place, asked.kept, taken, control)
+        quick.keep_whole(place, asked.kept, taken, control)
         synced.add(quick.copy_large(place, taken, control))
     for job in syncs:
         synced.add(sync(attrs.evolve(job, link_dest=keeper.link_dest), control))

@@ -25,7 +25,7 @@ from .changes import Changes, changes
 from .difference import TooMany, difference
 from .large import LARGE, large_files
 from .proof import FULL, KIND, QUICK, SINCE, WHY, Circumstances, why_full
-from .transfer import Place, bring_back_large, transfer, transfer_large
+from .transfer import Place, bring_back, transfer, transfer_large
 
 
 @attrs.define
@@ -127,17 +127,21 @@ def copy_large(place: Place, taken: Recording, control: Control) -> Synced:
     return transfer_large(place, files, control)
 
 
-def keep_large(place: Place, kept: Sequence[str], taken: Recording, control: Control) -> None:
-    """Before a full run: have no large file of the sources *kept* stay as an interrupted run left
-    it, half written.
+def keep_whole(place: Place, kept: Sequence[str], taken: Recording, control: Control) -> None:
+    """Before a full run: have no file of the sources *kept* stay as an interrupted run left it,
+    lost or (a large one) half written.
     """
     if place.linked or not kept or not place.jobs[0].delete:
         return
     whole, sure = taken.large(LARGE), taken.unbroken
-    brought = bring_back_large(place, kept, whole, control, sure=sure)
+    stays = is_kept(kept, [path for job in place.jobs for path in job.own])
+    lost = sorted(filter(stays, taken.lost))
+    brought = bring_back(place, kept, whole, lost, control, sure=sure)
     if brought:
-        what = count(brought, "large file")
-        control.say(f"{what} of what is kept had been half written, and not brought to an end.")
+        what = count(brought, "file")
+        control.say(
+            f"of what is kept, an interrupted run had begun {what}, and not come to its end."
+        )
 
 
 @attrs.frozen

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -135,16 +135,17 @@ def transfer_large(place: Place, listed: Mapping[bytes, bytes], control: Control
     return work.done.synced
 
 
-def bring_back_large(
+def bring_back(
     place: Place,
     kept: Iterable[str],
     whole: Mapping[bytes, tuple[int, int]],
+    lost: Sequence[bytes],
     control: Control,
     *,
     sure: bool,
 ) -> int:
     """Have the last version's files stand in the place of those of the sources *kept* that an
-    interrupted run has half written; how many these were.
+    interrupted run has half written, or that were *lost*; how many these were.
 
     See ``large.half_written``.  Where that version has none, there is none then, if it is *sure*
     that all of what is *whole* is known.
@@ -152,6 +153,7 @@ def bring_back_large(
     with ExitStack() as stack:
         target = stack.enter_context(within(place.target))
         half = half_written(target, place.target, place.last, kept, whole, control)
+        half += lost
         if half:
             aside = stack.enter_context(temporary(place.target))
             work = _Transfer(place, Changes((), (), {}, {}), target, aside, control)
