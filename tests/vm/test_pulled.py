@@ -163,6 +163,8 @@ def test_hanging_drive_keeps_no_computer_from_going_down(enrolled: Machine) -> N
     vm = enrolled
     vm.expect_journal("^cryptbackd: home: failed: |^systemd: cryptbackd.service: ")
     vm.expect_journal(KERNEL_MISSES_IT)
+    # Of whoever waits for the drive, after two minutes (hung_task_timeout_secs).
+    vm.expect_journal(r"^kernel: (INFO: task \S+ blocked for more| +Tainted|\"echo 0 > /proc/sys)")
     files = listing(vm, "/home/me")
     hanging(vm)
     for verb in ("eject", "cancel"):
