@@ -72,6 +72,28 @@ def test_a_list_that_was_said_wins_over_paths() -> None:
 
 
 @pytest.mark.parametrize(
+    "setting",
+    [
+        'exclude = ["a\u2028uuid = ", "thesis"]',
+        'exclude = ["a\x85container = ", "thesis"]',
+        f'exclude = ["{"a" * 3000}", "thesis"]',
+        f'exclude = ["{chr(0x1FFFE) * 1000}", "thesis"]',
+    ],
+    ids=["line separator", "next line", "long", "escaped"],
+)
+def test_nothing_of_the_settings_is_hidden_from_who_agrees_to_them(
+    setting: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = {**TOLD, "entry": f'uuid = "1A2B-3C4D"\n[backup]\ninclude = ["/home"]\n{setting}\n'}
+    name, settings = recovered.chosen(plan(), told)
+    recovered.show(plan(), told, name, settings)
+    shown = capsys.readouterr().out
+    assert "1A2B-3C4D" not in shown
+    assert "…" not in shown
+    assert '"thesis"]' in shown.replace("\n    ", "")
+
+
+@pytest.mark.parametrize(
     ("told", "sentence"),
     [
         ({"name": "../../etc"}, "can't be the name of an entry"),

@@ -19,6 +19,8 @@ from . import output
 from .bus import Values
 from .init import Plan
 
+_SHOWN = 150
+"""Characters of a setting in a line, so that none is cut off, were each of them escaped."""
 _HINT = "Say --name and --include to enrol it without the settings in it."
 
 
@@ -69,10 +71,11 @@ def show(plan: Plan, told: Values, name: str, settings: str) -> None:
     output.say(f"It was {told['name']} on the computer {told['host']}, and has {versions};")
     output.say(f"the newest is {told['version']}. These settings are in it:")
     output.say("")
-    for line in settings.splitlines():
+    # As TOML has it: what else ends a line for Python may stand in a pattern, and hide the rest.
+    for line in settings.split("\n"):
         # These belong to the drive that they were made for: the ones of this drive are taken.
         if line and not line.startswith(("#", "uuid =", "container =")):
-            output.say(f"    {line}")
+            output.say_lines(f"    {line[at : at + _SHOWN]}" for at in range(0, len(line), _SHOWN))
     output.say("")
     output.say(f"They take effect as the entry {name}: what `include` names is what root copies.")
 
