@@ -68,10 +68,14 @@ class Sight:
         ) and self._searchable(path.rpartition(b"/")[0])
 
     def _searchable(self, folder: bytes) -> bool:
-        known = self._known.get(folder)
-        if known is None:
-            known = self._own(folder) and self._searchable(folder.rpartition(b"/")[0])
-            self._known[folder] = known
+        unknown = []
+        while folder not in self._known:
+            unknown.append(folder)
+            folder = folder.rpartition(b"/")[0]
+        known = self._known[folder]
+        for each in reversed(unknown):
+            known = known and self._own(each)
+            self._known[each] = known
         return known
 
     def _own(self, folder: bytes) -> bool:

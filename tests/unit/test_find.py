@@ -138,6 +138,15 @@ def test_a_user_sees_what_they_could_read(
     assert ("d/nobody's" in paths) == (uid == 0)
 
 
+def test_a_deep_tree_hides_nothing_from_anybody(tmp_path: Path) -> None:
+    deep = ["/".join(["d"] * depth) for depth in range(1, 1501)]
+    tree = [*(folder(path) for path in deep), file(f"{deep[-1]}/invoice"), file("invoice")]
+    search = Search(Pattern("invoice"), Seer(OTHER, frozenset({OTHER})), 100)
+    with readers(tmp_path, tree) as (reader,):
+        search.look("1", reader)
+    assert {os.fsdecode(path) for path in search.found.paths} == {"invoice", f"{deep[-1]}/invoice"}
+
+
 def test_what_is_hidden_in_one_version_may_be_seen_in_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
