@@ -138,6 +138,25 @@ def test_a_user_sees_what_they_could_read(
     assert ("d/nobody's" in paths) == (uid == 0)
 
 
+def test_a_name_in_a_directory_that_can_not_be_read_is_shown_to_its_owner(tmp_path: Path) -> None:
+    tree = [
+        folder("home", 0o711, uid=0), folder("home/a", 0o711), file("home/a/known-to-few"),
+        folder("home/a/also-known-to-few"), file("home/a/also-known-to-few/file"),
+        folder("home/b", uid=OTHER), file("home/b/file", uid=OTHER), folder("open", uid=0),
+        file("open/file"),
+    ]  # fmt: skip
+    seen = {}
+    with readers(tmp_path, tree) as (reader,):
+        for uid in (ME, OTHER):
+            search = Search(Pattern("*"), Seer(uid, frozenset({uid})), 100)
+            search.look("1", reader)
+            found = search.found.paths.items()
+            seen[uid] = {os.fsdecode(p) for p, states in found if states[0].record[0] == b"f"}
+    assert seen[OTHER] == {"home/b/file", "open/file"}
+    mine = {"home/a/known-to-few", "home/a/also-known-to-few/file"}
+    assert seen[ME] == {*mine, "open/file"}
+
+
 def test_a_deep_tree_hides_nothing_from_anybody(tmp_path: Path) -> None:
     deep = ["/".join(["d"] * depth) for depth in range(1, 1501)]
     tree = [*(folder(path) for path in deep), file(f"{deep[-1]}/invoice"), file("invoice")]
