@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import pwd
 import socket
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import attrs
@@ -13,9 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cryptbackd import config
+from cryptbackd import config, kernel
+from cryptbackd.trusted import open_as_root
 from cryptbackd.worker import lists, rights, sources
 from cryptbackd.worker.control import Control
+from cryptbackd.worker.mountinfo import mounts
 from cryptbackd.worker.rsync_job import Job, arguments
 
 JOB = Job(Path("/stage"), Path("/target"), (), (), ())
@@ -169,3 +172,60 @@ def test_paths_are_opened_with_the_rights_of_the_user_alone(tmp_path: Path) -> N
     magic = rights.opened(nobody, ["/proc/self/root"], os.O_PATH)["/proc/self/root"]
     assert isinstance(magic, OSError)
     assert os.geteuid() == 0
+
+
+def in_its_own_namespace(work: Callable[[], None]) -> None:
+    """Do it in a child that may mount what nobody else is to see."""
+    child = os.fork()
+    if child == 0:
+        try:
+            kernel.unshare(kernel.CLONE_NEWNS)
+            kernel.set_propagation("/", kernel.MS_REC | kernel.MS_SLAVE)
+            work()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    _pid, status = os.waitpid(child, 0)
+    assert status == 0
+
+
+@pytest.mark.usefixtures("as_root")
+@pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="there is no FUSE")
+@pytest.mark.parametrize("crossed", [True, False])
+def test_what_a_user_serves_below_a_source_is_not_shown(tmp_path: Path, *, crossed: bool) -> None:
+    home = tmp_path / "home"
+    (home / "me" / "served").mkdir(parents=True)
+    (home / "roots").mkdir()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    control = Control(ours)
+
+    def work() -> None:
+        kernel.mount("tmpfs", str(home / "roots"), 0)
+        (home / "roots" / "file").touch()
+        answers_nothing = os.open("/dev/fuse", os.O_RDWR)
+        whose = f"fd={answers_nothing},rootmode=40000,user_id=1000,group_id=1000"
+        kernel.mount("fuse", str(home / "me" / "served"), 0, whose)
+        plan = sources.plan(
+            [str(home)],
+            cross_filesystems=crossed,
+            open_=open_as_root,
+            last_tree=None,
+            last_filesystems={},
+            known_skipped=(),
+            accept=False,
+            control=control,
+        )
+        assert (str(home / "me" / "served") in plan.skipped_mounts) is True
+        assert (str(home / "roots") in plan.skipped_mounts) is not crossed
+        # Somebody may mount it when all was looked at.
+        plan = attrs.evolve(plan, skipped_mounts=())
+        shown = sources.stage(plan, (), tmp_path / "stage", None, control)
+        assert [source.path for source in shown.read] == [str(home)]
+        staged = f"{tmp_path}/stage{home}"
+        below = {each.path: each.fstype for each in mounts() if each.path.startswith(staged)}
+        assert "fuse" not in below.values()
+        assert os.path.exists(f"{staged}/roots/file") is crossed
+
+    with ours, theirs:
+        in_its_own_namespace(work)

@@ -15,7 +15,7 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,7 +24,7 @@ import attrs
 from .. import kernel
 from . import careful
 from .control import Control, escaped
-from .mountinfo import mount_of, mounts
+from .mountinfo import Mount, mount_of, mounts
 
 _HAS_FSID_OF_ITS_UUID = ("ext2", "ext3", "ext4")
 
@@ -97,16 +97,18 @@ def plan(
             kept.append(Source(path, before))
         else:
             read.append(source)
-    skipped = () if cross_filesystems else _mounts_below(read)
-    for point in skipped:
-        if point not in known_skipped:
-            control.warn(
-                f"{escaped(point)} is another filesystem and was left out"
-                " (`cross_filesystems = true` would take it along).",
-                doubt=False,
-                many=True,
+    skipped = _left_out(read, crossed=cross_filesystems)
+    for mount in skipped:
+        if mount.path not in known_skipped:
+            what = (
+                "is another filesystem and was left out (`cross_filesystems = true` would take it"
             )
-    return Plan(tuple(read), tuple(kept), skipped, cross_filesystems)
+            what += " along)."
+            if mount.served_by_user:
+                what = "was left out, as it is a user's own filesystem (FUSE)."
+            control.warn(f"{escaped(mount.path)} {what}", doubt=False, many=True)
+    points = tuple(mount.path for mount in skipped)
+    return Plan(tuple(read), tuple(kept), points, cross_filesystems)
 
 
 def unveil() -> None:
@@ -187,24 +189,34 @@ def _has_content(tree: Path, path: str) -> bool:
         return False
 
 
-def _mounts_below(sources: Sequence[Source]) -> tuple[str, ...]:
+def _left_out(sources: Sequence[Source], *, crossed: bool) -> list[Mount]:
+    """What is mounted below and not read: where mounts are *crossed*, only what a user serves."""
     own = {source.path for source in sources}
-    below = set()
+    found: dict[str, Mount] = {}
     for source in sources:
-        root = source.path.rstrip("/") + "/"
         devno = mount_of(source.path).devno
         # A bind mount of the same filesystem (the service has some) hides nothing that lies
         # nowhere else.
-        below |= {
-            mount.path
-            for mount in mounts()
-            if mount.path.startswith(root)
-            and mount.path not in own
-            and mount.devno != devno
-            and mount.fstype != "autofs"
+        found |= {
+            mount.path: mount
+            for mount in _below(source.path)
+            if mount.path not in own and mount.devno != devno and mount.fstype != "autofs"
         }
-    # Of a mount in a mount only the outer one is worth a word.
-    return tuple(sorted(p for p in below if not any(p.startswith(other + "/") for other in below)))
+    return _outer(mount for mount in found.values() if mount.served_by_user or not crossed)
+
+
+def _below(path: str) -> list[Mount]:
+    """What is mounted below *path*: of two at one place that which is on top."""
+    root = path.rstrip("/") + "/"
+    found = {mount.path: mount for mount in mounts()}
+    return [mount for mount in found.values() if mount.path.startswith(root)]
+
+
+def _outer(found: Iterable[Mount]) -> list[Mount]:
+    """Of a mount in a mount only the outer one is worth a word."""
+    by_path = {mount.path: mount for mount in found}
+    outer = [p for p in by_path if not any(p.startswith(other + "/") for other in by_path)]
+    return [by_path[path] for path in sorted(outer)]
 
 
 def stage(
@@ -213,7 +225,8 @@ def stage(
     """Build the tree that the reader sees at *where*, an empty directory in the workspace.
 
     It also has the directories that lead to *others*, which stay as they are in the target.
-    Returns what has become of the plan: a source that can't be shown is warned about and kept.
+    What a user serves below a source is not in it.  Returns what has become of the plan: a source
+    that can't be shown is warned about and kept.
     """
     where.mkdir()
     ancestors = {""}
@@ -245,7 +258,22 @@ def stage(
         os.close(source.fd)
         source.fd = -1
         shown.append(source)
+    if plan_.recursive:
+        _take_away_served(where, [str(where / source.path.lstrip("/")) for source in shown])
     return attrs.evolve(plan_, read=tuple(shown), kept=tuple(kept))
+
+
+def _take_away_served(where: Path, own: Container[str]) -> None:
+    """Take away what a user serves but for *own*: who reads there waits for that user, and can't be
+    killed.
+
+    What is mounted later does not come up here.
+    """
+    while served := _outer(
+        mount for mount in _below(str(where)) if mount.served_by_user and mount.path not in own
+    ):
+        for mount in served:
+            kernel.detach(mount.path)
 
 
 def _place(source: Source, where: Path, ancestors: set[str]) -> None:
