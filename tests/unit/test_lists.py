@@ -174,6 +174,33 @@ def test_paths_are_opened_with_the_rights_of_the_user_alone(tmp_path: Path) -> N
     assert os.geteuid() == 0
 
 
+@pytest.mark.usefixtures("as_root")
+def test_a_users_link_shows_no_directory_that_they_could_not_reach(tmp_path: Path) -> None:
+    for parent in (tmp_path, *tmp_path.parents):
+        if parent.stat().st_uid == 0 and "pytest" in str(parent):
+            parent.chmod(0o755)
+    (tmp_path / "closed" / "secret").mkdir(0o751, parents=True)
+    (tmp_path / "closed").chmod(0o700)
+    (tmp_path / "open").mkdir(0o750)
+    for name, target, user in (
+        ("theirs", "closed/secret", 65534),
+        ("to-open", "open", 65534),
+        ("roots", "closed/secret", 0),
+    ):
+        (tmp_path / name).symlink_to(tmp_path / target)
+        os.chown(tmp_path / name, user, user, follow_symlinks=False)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        others = [f"{tmp_path}/{name}/file" for name in ("theirs", "to-open", "roots")]
+        plan = sources.Plan((), (), (), recursive=False)
+        sources.stage(plan, others, tmp_path / "stage", None, Control(ours))
+    staged = Path(f"{tmp_path}/stage{tmp_path}")
+    modes = {path.name: path.stat().st_mode & 0o777 for path in staged.iterdir()}
+    assert modes["to-open"] == 0o750
+    assert modes["roots"] == 0o751
+    assert modes["theirs"] != 0o751
+
+
 def in_its_own_namespace(work: Callable[[], None]) -> None:
     """Do it in a child that may mount what nobody else is to see."""
     child = os.fork()

@@ -25,11 +25,20 @@ class ServedByUser(Exception):
     """It lies on a filesystem that a user serves."""
 
 
-def walk(path: str) -> int:
+class LinkOfUser(Exception):
+    """A symbolic link of *user*, which is not root, leads there."""
+
+    def __init__(self, user: int) -> None:
+        super().__init__(user)
+        self.user = user
+
+
+def walk(path: str, *, trusting: bool = True) -> int:
     """An O_PATH descriptor of the absolute *path*, following links; raises OSError and
     ServedByUser.
 
-    What the caller may not pass is not passed.  Links of /proc are refused.
+    What the caller may not pass is not passed.  Links of /proc are refused; where the caller is not
+    *trusting* a link that isn't root's raises LinkOfUser.
     """
     here = _root()
     rest = _parts(path)
@@ -37,11 +46,14 @@ def walk(path: str) -> int:
     try:
         while rest:
             there = _step(here, rest.pop(0))
-            if not stat.S_ISLNK(os.fstat(there).st_mode):
+            status = os.fstat(there)
+            if not stat.S_ISLNK(status.st_mode):
                 os.close(here)
                 here = there
                 continue
             try:
+                if status.st_uid != 0 and not trusting:
+                    raise LinkOfUser(status.st_uid)
                 target = _target(there)
             finally:
                 os.close(there)

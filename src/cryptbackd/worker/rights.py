@@ -43,6 +43,11 @@ def of(name: str) -> Rights:
     return _rights(pwd.getpwnam(name))
 
 
+def of_user(uid: int) -> Rights:
+    """The rights of the user with this number; raises KeyError when there is none."""
+    return _rights(pwd.getpwuid(uid))
+
+
 def owner_of_home(path: str, likely: str | None = None) -> Rights | None:
     """Whose home directory *path* lies in; None: nobody's.
 

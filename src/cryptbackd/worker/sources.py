@@ -22,7 +22,7 @@ from pathlib import Path
 import attrs
 
 from .. import kernel
-from . import careful
+from . import careful, rights
 from .control import Control, escaped
 from .mountinfo import Mount, mount_of, mounts
 
@@ -317,8 +317,8 @@ def _real(path: str, last_tree: Path | None) -> int | None:
 
     A user who serves a filesystem is not asked for one that lies there.
     """
-    with suppress(OSError, careful.ServedByUser):
-        fd = careful.walk(f"/{path}")
+    with suppress(OSError, KeyError, careful.ServedByUser):
+        fd = _walked(f"/{path}")
         if stat.S_ISDIR(os.fstat(fd).st_mode):
             return fd
         os.close(fd)
@@ -326,3 +326,17 @@ def _real(path: str, last_tree: Path | None) -> int | None:
         with suppress(OSError):
             return os.open(last_tree / path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     return None
+
+
+def _walked(path: str) -> int:
+    """Where *path* leads; by a user's symbolic link not further than that user could go.
+
+    Raises OSError, KeyError where there is no such user, and ServedByUser.
+    """
+    try:
+        return careful.walk(path, trusting=False)
+    except careful.LinkOfUser as exc:
+        found = rights.opened(rights.of_user(exc.user), [path], os.O_PATH)[path]
+    if isinstance(found, OSError):
+        raise found
+    return found
