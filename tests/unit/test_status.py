@@ -1,11 +1,13 @@
-"""The line of ``systemctl status``."""
+"""The line of ``systemctl status``, and what of a drive is told to whom."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cryptbackd.daemon import values
+from cryptbackd.daemon.history import Run
 from cryptbackd.daemon.status import DriveView, State, line
-from cryptbackd.model import Phase, Progress
+from cryptbackd.model import JobKind, Outcome, Phase, Progress
 
 NOW = 1_000_000.0
 
@@ -79,3 +81,25 @@ def test_the_line_is_always_one_line_of_ascii(views: list[DriveView]) -> None:
     assert shown.isascii()
     assert shown.isprintable()
     assert shown
+
+
+@pytest.mark.parametrize(
+    ("sentence", "others"),
+    [
+        (
+            'An operation failed unexpectedly: Input/output error ("/run/home/a/secret").',
+            "An operation failed unexpectedly: Input/output error …",
+        ),
+        (
+            "Files could not be removed: /usr/bin/rm failed: rm: cannot remove '/a/secret': why",
+            "Files could not be removed: /usr/bin/rm failed: rm: cannot remove …",
+        ),
+        ("/dev/sdb1 is not the drive any more.", "/dev/sdb1 is not the drive any more."),
+    ],
+)
+def test_what_a_sentence_names_is_for_whom_the_drive_is_for(sentence: str, others: str) -> None:
+    run = Run("1", "home", JobKind.BACKUP, 1.0, 2.0, Outcome.FAILED, sentence=sentence)
+    view = DriveView("home", State.IDLE, last_sentence=sentence)
+    for texts, told in ((True, sentence), (False, others)):
+        assert values.run_values(run, texts=texts)["sentence"].value == told
+        assert values.drive_values(view, texts=texts)["last_sentence"].value == told

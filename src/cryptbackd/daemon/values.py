@@ -1,12 +1,14 @@
 """What the daemon knows, as it is told on the bus: drives, runs and results.
 
 Warnings name files, and are for whom the drive is for: whoever else asks, and whoever hears a
-signal, is told how many there are (``texts`` is false).
+signal, is told how many there are (``texts`` is false), and of a sentence what comes before a
+file's name.
 """
 
 from __future__ import annotations
 
 import json
+import re
 
 from dbus_fast import Variant
 
@@ -16,6 +18,8 @@ from .history import Run
 from .jobs import Job
 from .status import DriveView
 
+_NAMED = re.compile(r"""[ (]*["']/.*""", re.DOTALL)
+"""A file's name, as we and our tools quote it, and what follows."""
 HISTORY_ROOM = 2 << 20
 """Bytes of warnings in one answer about past runs."""
 
@@ -37,13 +41,13 @@ def drive_values(view: DriveView, *, texts: bool) -> dict[str, Variant]:
         "run": Variant("s", view.run),
         "job": Variant("s", view.job.value if view.job is not None else ""),
         "last_outcome": Variant("s", view.last_outcome.value if view.last_outcome else ""),
-        "last_sentence": Variant("s", _text(view.last_sentence)),
-        "last_hint": Variant("s", _text(view.last_hint)),
+        "last_sentence": Variant("s", _said(view.last_sentence, texts)),
+        "last_hint": Variant("s", _said(view.last_hint, texts)),
         "last_finished": Variant("t", int(view.last_finished)),
         "last_success": Variant("t", int(view.last_success)),
         "last_verified": Variant("t", int(view.last_verified)),
         "last_verified_outcome": Variant("s", view.last_verified_outcome),
-        "last_verified_sentence": Variant("s", _text(view.last_verified_sentence)),
+        "last_verified_sentence": Variant("s", _said(view.last_verified_sentence, texts)),
         **_warnings(view.warnings, texts),
         "safe": Variant("b", view.safe),
         "problem": Variant("s", _text(view.problem)),
@@ -100,8 +104,8 @@ def _common_values(
     return {
         "interrupted": Variant("b", interrupted),
         "error": Variant("s", _text(end.error)),
-        "sentence": Variant("s", _text(end.sentence)),
-        "hint": Variant("s", _text(end.hint)),
+        "sentence": Variant("s", _said(end.sentence, texts)),
+        "hint": Variant("s", _said(end.hint, texts)),
         **_warnings(warnings, texts),
         "version": Variant("s", _text(end.version)),
         "files": _count(end.files),
@@ -112,6 +116,10 @@ def _common_values(
         "touched": Variant("b", end.touched),
         "powered_off": Variant("b", end.powered_off),
     }
+
+
+def _said(text: str, texts: bool) -> str:
+    return _text(text if texts else _NAMED.sub(" …", text))
 
 
 def _warnings(warnings: tuple[str, ...], texts: bool) -> dict[str, Variant]:
