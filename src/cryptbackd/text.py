@@ -7,6 +7,7 @@ reaches a journal line or a terminal it goes through :func:`printable`.
 from __future__ import annotations
 
 import re
+import time
 
 _SIZE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _SIZE = re.compile(
@@ -65,6 +66,17 @@ def clock(seconds: float) -> str:
     hours, rest = divmod(whole, 3600)
     minutes, secs = divmod(rest, 60)
     return f"{hours}:{minutes:02}:{secs:02}" if hours else f"{minutes}:{secs:02}"
+
+
+def date(when: float, shape: str = "%Y-%m-%d") -> str:
+    """The Unix time *when* by this computer's clock (strftime(3)); ``?`` where there is no date.
+
+    Whoever has a file can give it a time that lies after the end of all calendars.
+    """
+    try:
+        return time.strftime(shape, time.localtime(when))
+    except (OverflowError, ValueError, OSError):
+        return "?"
 
 
 def ago(seconds: float) -> str:

@@ -346,6 +346,15 @@ def test_table_and_picture() -> None:
     assert len(versions.picture(found[:1], 31)) == 2
 
 
+def test_a_time_beyond_all_calendars_is_shown_as_none() -> None:
+    """Whoever has a file can give it one."""
+    state = {"first": "1", "last": "1", "versions": 1, "kind": "file", "size": 5, "mtime": 2.0**60}
+    files = [{"path": "/a", "drive": "home", "newest": True, "states": [state]}]
+    assert find.shown(files, [])[1] == "  home: 1: 5 B, changed ?"
+    plain = {"version": "odd", "bytes": 1, "changes": None, "finished": 1 << 60}
+    assert versions.picture([plain], 31)[1] == "?"
+
+
 def test_a_path_from_here_is_one_from_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir("/usr/share")
     monkeypatch.setenv("HOME", "/home/me")

@@ -6,6 +6,7 @@ import os
 import socket
 import stat
 import subprocess
+import tempfile
 import threading
 from contextlib import ExitStack
 from pathlib import Path
@@ -265,6 +266,22 @@ def test_odd_names(version: Version, here: Path) -> None:
         put(Path(os.fsdecode(os.path.join(os.fsencode(here), name))), "newer", NEW)
     told = write(version, paths, here)
     assert {os.path.basename(path) for path in told.left} == set(names)
+
+
+def test_a_time_beyond_all_calendars_ends_no_restore(here: Path) -> None:
+    """Some filesystems keep one, and whoever has a file can give it one."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as root:
+        version = Version(Path(root))
+        for name, when in (("ahead", 1 << 38), ("beyond", 1 << 60), ("before", -(1 << 60))):
+            put(version.root / name, "from the version", when)
+            put(here / name, "here", OLD)
+        put(version.root / "other", "other")
+        told = write(version, ["/ahead", "/beyond", "/before", "/other"], here)
+    assert not told.over.broken
+    assert {os.path.basename(path) for path in told.left} == {b"beyond", b"before"}
+    assert (here / "ahead").read_text() == "from the version"
+    assert (here / "before").read_text() == "here"
+    assert (here / "other").read_text() == "other"
 
 
 def test_what_is_not_in_the_version_is_named(version: Version, here: Path) -> None:

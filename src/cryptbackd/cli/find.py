@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import time
 
 import click
 
-from ..text import count, printable, size
+from ..text import count, date, printable, size
 from . import answers, output
 from .bus import Values, options
 
@@ -88,5 +87,5 @@ def _state(state: Values) -> str:
         span += f" to {state['last']} ({count(state['versions'], 'version')})"
     if state["kind"] != "file":
         return f"{span}: {state['kind']}"
-    changed = time.strftime("%Y-%m-%d %H:%M", time.localtime(state["mtime"]))
+    changed = date(state["mtime"], "%Y-%m-%d %H:%M")
     return f"{span}: {size(state['size'])}, changed {changed}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import calendar
 import errno
+import math
 import os
 import re
 import stat
@@ -36,6 +37,8 @@ _COMPLAINT = re.compile(
     rb" (?P<why>[^:]+) \((?P<errno>\d+)\)"
 )
 _ATTRIBUTE = (b"rsync_xal_set: ", b"set_acl: ")
+_FAR_AHEAD = re.compile(rb"\d{5,}/")
+"""Begins a time in a year that Python doesn't know any more."""
 _HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 """What keeps all of it from being written, and not only one file."""
 
@@ -190,6 +193,14 @@ def _finally(path: bytes) -> bytes:
     return os.path.join(directory, name)
 
 
-def _moment(when: bytes) -> int:
-    """Unix time of rsync's ``%M``, told in UTC."""
-    return calendar.timegm(time.strptime(when.decode("ascii"), "%Y/%m/%d-%H:%M:%S"))
+def _moment(when: bytes) -> float:
+    """Unix time of rsync's ``%M``, told in UTC.
+
+    What lies beyond all calendars counts as the oldest: then nothing is replaced by it unasked.
+    """
+    if _FAR_AHEAD.match(when):
+        return math.inf
+    try:
+        return calendar.timegm(time.strptime(when.decode("ascii"), "%Y/%m/%d-%H:%M:%S"))
+    except ValueError:
+        return -math.inf

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import shutil
-import time
 
 import click
 
 from ..moment import time_of
-from ..text import count, printable, size
+from ..text import count, date, printable, size
 from . import answers, output
 from .bus import Values
 
@@ -96,7 +95,7 @@ def picture(found: list[Values], width: int) -> list[str]:
         "·" if value is None else _BARS[round(math.log1p(value) / most * (len(_BARS) - 1))]
         for value in columns
     )
-    begins, ends = (time.strftime("%Y-%m-%d", time.localtime(when)) for when in (first, last))
+    begins, ends = map(date, (first, last))
     axis = begins if begins == ends else begins + ends.rjust(width - len(begins))
     return [bars, axis]
 
