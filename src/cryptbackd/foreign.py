@@ -18,6 +18,8 @@ _QUOTED = re.compile(
     re.DOTALL,
 )
 """What TOML quotes, and its comments."""
+_HIGHEST = 1 << 53
+"""Above what a whole number can be for all that read JSON (RFC 8259)."""
 _LONG_KEY = re.compile(r'(?<![\w-])(?:(?:[\w-]+|"")[ \t]*\.[ \t]*){10}')
 
 
@@ -42,6 +44,11 @@ def _float(word: str) -> float:
     if not math.isfinite(number):
         raise ValueError("a number is too large")
     return number
+
+
+def number(value: object) -> int:
+    """*value* where it is how many of something every program would read there; else 0."""
+    return value if type(value) is int and 0 <= value < _HIGHEST else 0
 
 
 def toml(text: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any
 
 import attrs
 
-from . import catalogue, manifest, moment
+from . import catalogue, foreign, manifest, moment
 from .changes import Holding, Summary, changes, checksum, compare, fields
 from .errors import CryptbackError, ManifestDamaged, Refused
 from .leaving import leave
@@ -163,18 +163,14 @@ def _version(version: catalogue.Kept, summary: Summary | None, texts: bool) -> L
     return {
         "version": version.name,
         "sequence": version.sequence,
-        "finished": _number(record.get("finished")),
-        "files": _number(record.get("files")),
-        "bytes": _number(record.get("bytes")),
+        "finished": foreign.number(record.get("finished")),
+        "files": foreign.number(record.get("files")),
+        "bytes": foreign.number(record.get("bytes")),
         "recorded": version.manifest is not None,
         "changes": attrs.asdict(summary) if summary is not None else None,
         "warned": len(warnings),
         "warnings": warnings if texts else [],
     }
-
-
-def _number(value: object) -> int:
-    return value if type(value) is int else 0
 
 
 def _compare(question: dict[str, Any], seer: Seer) -> Iterator[Line]:

@@ -19,6 +19,7 @@ from cryptbackd.errors import Refused
 from cryptbackd.manifest import Reader, Record
 from cryptbackd.search import Pattern, Search
 from cryptbackd.seeing import Seer
+from cryptbackd.worker.manifests import total
 from cryptbackd.worker.versions import record
 
 ROOT = Seer(0, frozenset())
@@ -278,6 +279,21 @@ def test_versions_count_as_far_as_the_ledger(kept: Path) -> None:
     assert (first["only"], third["only"]) == (105, 56)
     (kept / f"{DAY.format(3)}.json").unlink()
     assert [line["only"] for line in ask("versions", texts=True)] == [105]
+
+
+@pytest.mark.parametrize(
+    "number", [10**400, -5, True, "5"], ids=["endless", "negative", "truth", "text"]
+)
+def test_what_can_be_no_number_in_a_record_counts_as_none(kept: Path, number: object) -> None:
+    forged = {"sequence": 1, "finished": number, "files": number, "bytes": number}
+    record.write(kept, "forged", {"manifest_sha256": "", **forged})
+    (kept / f"{DAY.format(1)}.json").unlink()
+    found = ask("versions", texts=True)
+    assert (found[0]["version"], found[0]["files"], found[0]["bytes"]) == ("forged", 0, 0)
+    assert versions.table(found)
+    assert versions.picture(found, 31)
+    (kept / "forged").mkdir()
+    assert total(record.versions(kept)) == 0
 
 
 def test_find_says_what_could_not_be_searched(kept: Path) -> None:

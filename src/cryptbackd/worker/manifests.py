@@ -15,6 +15,7 @@ from pathlib import Path
 import attrs
 
 from .. import catalogue, manifest, paths
+from ..foreign import number
 from ..manifest import Record
 from ..text import printable
 from . import readback
@@ -101,5 +102,4 @@ def _sha256(path: Path) -> str:
 
 def total(versions: list[Version]) -> int:
     """Bytes of all files in *versions*, as their records say."""
-    sizes = [version.record.get("bytes") for version in versions]
-    return sum(size for size in sizes if isinstance(size, int))
+    return sum(number(version.record.get("bytes")) for version in versions)

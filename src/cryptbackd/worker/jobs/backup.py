@@ -18,6 +18,7 @@ import attrs
 from ... import __version__, protocol
 from ...config import Entry, parse
 from ...errors import CryptbackError, DriveFailed, DriveFull, Refused
+from ...foreign import number
 from ...model import Device, LedgerEntry, Outcome, Phase, RunResult
 from ...text import size
 from .. import header as headers
@@ -363,8 +364,8 @@ def _copy(
     if last is not None and place is not None and chosen.changes is not None:
         keeper.fill(last.path)
         done = quick.carry_out(chosen.changes, place, taken, control)
-        done.synced.files += _number(last.record.get("files"))
-        done.synced.size += _number(last.record.get("bytes"))
+        done.synced.files += number(last.record.get("files"))
+        done.synced.size += number(last.record.get("bytes"))
         return done.synced, done.records
     synced = Synced()
     if place is not None:
@@ -407,10 +408,6 @@ def _too_small(full: DriveFull, tree: Mounted) -> DriveFull:
         "The versions before are whole. Leave sources out, have [keep] hold fewer versions, or"
         " make the container longer: `cryptback resize`.",
     )
-
-
-def _number(value: object) -> int:
-    return value if isinstance(value, int) else 0
 
 
 def _texts(value: object) -> dict[str, str]:
