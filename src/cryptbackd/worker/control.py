@@ -23,6 +23,11 @@ from ..warned import Warnings
 PROGRESS_EVERY = 0.25
 """Seconds between two progress messages."""
 
+_LONGEST = 100 * 366 * 86_400
+"""Seconds beyond which no time that is left is told: next to nothing is getting on."""
+_MOST = 10**18
+"""Bytes, and bytes a second, beyond which no more are told: files with holes come to any number."""
+
 _STOPPED = {
     StopReason.CANCEL: "It was cancelled.",
     StopReason.EJECT: "It was stopped because the drive was to be ejected.",
@@ -172,7 +177,7 @@ class Meter:
 
     def __init__(self, control: Control, total: int, done: int = 0) -> None:
         self._control = control
-        self._total = total
+        self._total = min(total, _MOST)
         self._rate = 0.0
         self._done = done
         self._at = time.monotonic()
@@ -184,11 +189,13 @@ class Meter:
         if passed >= 0.5:
             fresh = max(0, done - self._done) / passed
             weight = min(1.0, passed / 5) if self._rate else 1.0
-            self._rate += (fresh - self._rate) * weight
+            self._rate = min(self._rate + (fresh - self._rate) * weight, _MOST)
             self._at, self._done = now, done
         # There may be more than was expected.
         through = max(0, min(done, self._total))
         left = (self._total - through) / self._rate if self._rate > 0 else -1.0
+        if left > _LONGEST:
+            left = -1.0
         self._control.progress(Progress(through, self._total, self._rate, left))
 
 
