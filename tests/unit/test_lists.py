@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from cryptbackd import config, kernel
 from cryptbackd.trusted import open_as_root
-from cryptbackd.worker import lists, rights, sources
+from cryptbackd.worker import careful, lists, rights, sources
 from cryptbackd.worker.control import Control
-from cryptbackd.worker.mountinfo import mounts
+from cryptbackd.worker.mountinfo import Mount, mounts, of_descriptor
 from cryptbackd.worker.rsync_job import Job, arguments
 
 JOB = Job(Path("/stage"), Path("/target"), (), (), ())
@@ -256,3 +256,23 @@ def test_what_a_user_serves_below_a_source_is_not_shown(tmp_path: Path, *, cross
 
     with ours, theirs:
         in_its_own_namespace(work)
+
+
+@pytest.mark.usefixtures("as_root")
+def test_a_mount_that_is_taken_away_on_the_way_there_is_an_error_of_the_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mounted").mkdir()
+
+    def work() -> None:
+        kernel.mount("tmpfs", str(tmp_path / "mounted"), 0)
+
+        def taken_away(fd: int) -> Mount:
+            kernel.detach(str(tmp_path / "mounted"))
+            return of_descriptor(fd)
+
+        monkeypatch.setattr("cryptbackd.worker.careful.of_descriptor", taken_away)
+        with pytest.raises(OSError, match="Stale"):
+            careful.walk(f"{tmp_path}/mounted")
+
+    in_its_own_namespace(work)

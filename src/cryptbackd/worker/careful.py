@@ -88,9 +88,12 @@ def _step(here: int, name: str) -> int:
             raise
     # The root of a mount: to have it, nobody is asked.
     there = os.open(name, flags, dir_fd=here)
-    if of_descriptor(there).served_by_user:
+    try:
+        if of_descriptor(there).served_by_user:
+            raise ServedByUser
+    except BaseException:
         os.close(there)
-        raise ServedByUser
+        raise
     return there
 
 

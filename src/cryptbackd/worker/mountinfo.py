@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from pathlib import Path
@@ -71,10 +72,15 @@ def _text(field: bytes) -> str:
 
 
 def of_descriptor(fd: int) -> Mount:
-    """The mount that *fd* was opened on; its filesystem is asked nothing."""
+    """The mount that *fd* was opened on; its filesystem is asked nothing.
+
+    Raises OSError where it was taken away since, as a user can do with theirs.
+    """
     with open(f"/proc/self/fdinfo/{fd}", "rb") as file:
         (number,) = [line.split()[1].decode() for line in file if line.startswith(b"mnt_id:")]
-    (found,) = [mount for mount in mounts() if mount.number == number]
+    found = next((mount for mount in mounts() if mount.number == number), None)
+    if found is None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
     return found
 
 
