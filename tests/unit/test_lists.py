@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import pwd
+import signal
 import socket
+import subprocess
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -172,6 +174,30 @@ def test_paths_are_opened_with_the_rights_of_the_user_alone(tmp_path: Path) -> N
     magic = rights.opened(nobody, ["/proc/self/root"], os.O_PATH)["/proc/self/root"]
     assert isinstance(magic, OSError)
     assert os.geteuid() == 0
+
+
+@pytest.mark.usefixtures("as_root")
+def test_a_user_can_not_stop_who_has_their_rights() -> None:
+    """Whoever waits for its answer would wait for the user."""
+    nobody = rights.of("nobody")
+    told, tells = os.pipe()
+    child = os.fork()
+    if child == 0:
+        rights._take_on(nobody)
+        os.write(tells, b"+")
+        signal.pause()
+    os.read(told, 1)
+    stop = f"import os, signal; os.kill({child}, signal.SIGSTOP)"
+    argv = ["/usr/bin/python3", "-I", "-c", stop]
+    tried = subprocess.run(argv, user=nobody.uid, group=nobody.gid, extra_groups=[],
+                           capture_output=True, text=True, check=False)  # fmt: skip
+    status = Path(f"/proc/{child}/status").read_text()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    for fd in (told, tells):
+        os.close(fd)
+    assert "PermissionError" in tried.stderr
+    assert "CapPrm:\t0000000000000000" in status
 
 
 @pytest.mark.usefixtures("as_root")

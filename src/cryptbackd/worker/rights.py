@@ -1,8 +1,8 @@
 """Another user's rights, for what is done on that user's behalf.
 
 Nothing here changes what the worker itself may do: paths are opened by a child process that
-takes the rights on for good and ends, and what comes back is descriptors.  So the kernel
-decides whether the user could have opened a path, and no link leads further than the user
+takes the rights on, gives up every capability and ends, and what comes back is descriptors.  So the
+kernel decides whether the user could have opened a path, and no link leads further than the user
 could have gone (credentials(7), path_resolution(7)).
 """
 
@@ -17,6 +17,7 @@ from contextlib import suppress
 
 import attrs
 
+from .. import kernel
 from . import careful
 
 _MAX_PATHS = 64
@@ -126,7 +127,10 @@ def _error(number: int, path: str) -> OSError:
 def _take_on(rights: Rights) -> None:
     os.setgroups(rights.groups)
     os.setresgid(rights.gid, rights.gid, rights.gid)
-    os.setresuid(rights.uid, rights.uid, rights.uid)
+    # What may be opened goes by the effective user alone.  By the others it goes who may send a
+    # signal (kill(2)): one that the user had stopped would be waited for.
+    os.setresuid(0, rights.uid, 0)
+    kernel.limit_capabilities(())
 
 
 def _open_all(answer_to: socket.socket, paths: Iterable[str], flags: int) -> None:
