@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -91,6 +92,16 @@ def test_nothing_of_the_settings_is_hidden_from_who_agrees_to_them(
     assert "1A2B-3C4D" not in shown
     assert "…" not in shown
     assert '"thesis"]' in shown.replace("\n    ", "")
+
+
+def test_what_the_container_tells_a_program_is_nothing_that_a_terminal_obeys(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    told = {**TOLD, "host": "\x9b2J\udc80", "entry": ENTRY + "[x]\n# \u202e\n"}
+    recovered.show(plan(as_json=True), told, "home", ENTRY)
+    shown = capsys.readouterr().out
+    assert shown.rstrip("\n").isascii()
+    assert json.loads(shown)["host"] == told["host"]
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,8 @@ def say_lines(lines: Iterable[str]) -> None:
 
 
 def dump(values: Values) -> None:
-    """A document, or a line, for a program."""
-    click.echo(json.dumps(values, ensure_ascii=False))
+    """A document, or a line, for a program; in ASCII, since a terminal may see it, too."""
+    click.echo(json.dumps(values))
 
 
 def complain(error: CryptbackError) -> None:
