@@ -11,7 +11,7 @@ import attrs
 import pytest
 
 from cryptbackd.daemon.history import History, Insertion, Run
-from cryptbackd.daemon.policy import Past
+from cryptbackd.daemon.policy import Past, Verdict, automatic
 from cryptbackd.daemon.values import short_enough
 from cryptbackd.model import JobKind, LedgerEntry, Outcome, RunResult
 
@@ -292,3 +292,43 @@ def test_one_answer_has_room_for_the_youngest_runs() -> None:
     assert short_enough(short) == short
     assert short_enough([attrs.evolve(run("r"), warnings=many * 5), *short]) != []
     assert short_enough([]) == []
+
+
+def test_the_oldest_runs_go(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon that runs for years; what was last stays known, however long ago it was."""
+    monkeypatch.setattr("cryptbackd.daemon.history._MOST", 5)
+    failed = RunResult(Outcome.FAILED, "No.", error="DriveFailed")
+
+    def done(name: str, result: RunResult, kind: JobKind = JobKind.BACKUP, seq: int = 1) -> None:
+        history.begin(attrs.evolve(run(name), job=kind), Insertion("boot-1", seq))
+        history.finish(name, result, False, 160.0)
+
+    done("success", DONE)
+    done("verified", attrs.evolve(DONE, version=""), JobKind.VERIFY)
+    history.begin(run("going on"), Insertion("boot-1", 2))
+    history.begin(run("other", "work"), Insertion("boot-1", 2))
+    history.finish("other", DONE, False, 160.0)
+    for number in range(20):
+        done(f"f{number}", failed, seq=number + 10)
+    kept = [each.id for each in history.runs("home")]
+    assert kept == ["f19", "f18", "f17", "f16", "f15", "going on", "verified", "success"]
+    assert [each.id for each in history.runs("work")] == ["other"]
+    assert history.last_success("home") == 160.0
+    verified = history.last_verification("home")
+    assert verified is not None
+    assert verified.id == "verified"
+
+
+def test_a_drive_that_stays_in_for_years_is_no_new_one(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cryptbackd.daemon.history._MOST", 5)
+    for number in range(20):
+        history.begin(run(f"r{number}"), HERE)
+        history.finish(f"r{number}", DONE, False, 160.0)
+    for number in range(20):
+        history.begin(attrs.evolve(run(f"b{number}"), job=JobKind.BROWSE), HERE)
+        history.finish(f"b{number}", attrs.evolve(DONE, version=""), False, 170.0)
+    assert automatic(history.past("home", HERE)) is Verdict.FINISHED
+    assert history.last_attempt("home") == 160.0
+    assert len(history.runs("home")) == 6

@@ -21,6 +21,11 @@ from .schedule import Moment
 
 _BACKUPS = (JobKind.BACKUP.value, JobKind.INIT.value)
 """The jobs that one insertion is one of."""
+_MOST = 1000
+"""Runs of an entry that are kept: one of each hour would else become gigabytes in some years."""
+_MADE_VERSION = "version != '' AND outcome IN ('done', 'warnings')"
+_ATTEMPTED = "finished IS NOT NULL AND job IN (?, ?) AND outcome != 'skipped'"
+_VERIFIED = "job = ? AND (outcome IN ('done', 'warnings') OR error = 'Damaged')"
 
 
 @attrs.frozen
@@ -100,7 +105,11 @@ class History:
         ]
 
     def begin(self, run: Run, insertion: Insertion) -> None:
-        """Record that *run* has begun; in the file, if that can be written to again."""
+        """Record that *run* has begun; in the file, if that can be written to again.
+
+        The oldest runs of its entry go, but for those that :meth:`last_success`,
+        :meth:`last_attempt` and :meth:`last_verification` tell of.
+        """
         self._db.return_to_file()
         self._db.execute(
             "INSERT OR REPLACE INTO runs (id, entry, job, boot_id, diskseq, started)"
@@ -110,6 +119,23 @@ class History:
                 insertion.boot_id, insertion.diskseq, run.started,
             ),
         )  # fmt: skip
+        self._thin_out(run.entry)
+
+    def _thin_out(self, entry: str) -> None:
+        oldest = "SELECT rowid FROM runs WHERE entry = ? ORDER BY rowid DESC LIMIT 1 OFFSET ?"
+        values: list[object] = [entry, entry, _MOST]
+        kept = ""
+        for condition, words in (
+            (_MADE_VERSION, ()), (_ATTEMPTED, _BACKUPS), (_VERIFIED, (JobKind.VERIFY.value,))
+        ):  # fmt: skip
+            last = f"SELECT max(rowid) FROM runs WHERE entry = ? AND {condition}"  # noqa: S608
+            kept += f" AND rowid IS NOT ({last})"
+            values += [entry, *words]
+        self._db.execute(
+            "DELETE FROM runs WHERE entry = ? AND finished IS NOT NULL"  # noqa: S608
+            f" AND rowid <= ({oldest}){kept}",
+            values,
+        )
 
     def finish(self, run_id: str, result: RunResult, interrupted: bool, now: float) -> None:
         """Record how the run ended."""
@@ -145,8 +171,7 @@ class History:
     def last_verification(self, entry: str) -> Run | None:
         """The last verification of *entry* that came to a result."""
         rows = self._ask(
-            "WHERE entry = ? AND job = ? AND (outcome IN ('done', 'warnings') OR error = 'Damaged')"
-            " ORDER BY rowid DESC LIMIT 1",
+            f"WHERE entry = ? AND {_VERIFIED} ORDER BY rowid DESC LIMIT 1",
             (entry, JobKind.VERIFY.value),
         )
         return _run(rows[0]) if rows else None
@@ -154,8 +179,8 @@ class History:
     def last_attempt(self, entry: str) -> float:
         """When the last backup of *entry* ended that was not skipped (Unix time; 0: never)."""
         rows = self._db.execute(
-            "SELECT finished FROM runs WHERE entry = ? AND finished IS NOT NULL"
-            " AND job IN (?, ?) AND outcome != 'skipped' ORDER BY rowid DESC LIMIT 1",
+            f"SELECT finished FROM runs WHERE entry = ? AND {_ATTEMPTED}"  # noqa: S608
+            " ORDER BY rowid DESC LIMIT 1",
             (entry, *_BACKUPS),
         )
         return float(rows[0][0]) if rows else 0.0
@@ -163,8 +188,8 @@ class History:
     def last_success(self, entry: str) -> float:
         """When the last run of *entry* that made a version ended (Unix time; 0: never)."""
         rows = self._db.execute(
-            "SELECT finished FROM runs WHERE entry = ? AND version != ''"
-            " AND outcome IN ('done', 'warnings') ORDER BY rowid DESC LIMIT 1",
+            f"SELECT finished FROM runs WHERE entry = ? AND {_MADE_VERSION}"  # noqa: S608
+            " ORDER BY rowid DESC LIMIT 1",
             (entry,),
         )
         return float(rows[0][0]) if rows else 0.0
