@@ -208,9 +208,12 @@ def run(*argv):
 DMSETUP = "/usr/sbin/dmsetup"
 cookie = run(DMSETUP, "udevcreatecookie")
 run(DMSETUP, "create", "other", "--udevcookie", cookie, "--table", "0 8 zero")
-run(DMSETUP, "remove", "other", "--udevcookie", cookie)
-run("/usr/bin/udevadm", "settle")
-open("/run/settled", "w").close()
+try:
+    # udev may just be looking at it.
+    run(DMSETUP, "remove", "--retry", "other", "--udevcookie", cookie)
+    run("/usr/bin/udevadm", "settle")
+finally:
+    open("/run/settled", "w").close()
 time.sleep(0.3)
 run(DMSETUP, "udevreleasecookie", cookie)
 """
