@@ -8,7 +8,7 @@ import pytest
 
 from tests.machine import Machine
 from tests.machine.enroll import credential, init, make_files
-from tests.machine.stick import Fault
+from tests.machine.stick import Fault, Stick
 from tests.vm.container import listing, opened
 from tests.vm.failing import (
     KERNEL_MISSES_IT,
@@ -164,6 +164,18 @@ def test_a_stick_that_turns_read_only_is_told(enrolled: Machine) -> None:
     assert len(first_is_whole(vm, files)) >= 2
 
 
+SHORTER = 24 * MIB
+"""Of a stick's bytes, those that are there when it has lost its end."""
+
+
+def whole_again(stick: Stick, kept: bytes) -> None:
+    """Have a stick that lost its end be as long as it was, with what was there before."""
+    with stick.path.open("r+b") as image:
+        image.truncate(len(kept))
+        image.seek(SHORTER)
+        image.write(kept[SHORTER:])
+
+
 def test_a_stick_that_becomes_smaller_is_told(enrolled: Machine) -> None:
     """As one does whose controller has lost a part of its memory: the end is not there any more."""
     vm = enrolled
@@ -174,18 +186,14 @@ def test_a_stick_that_becomes_smaller_is_told(enrolled: Machine) -> None:
     stick = vm.stick("main")
     since = now(vm)
     hold(vm, stick, at_least=MIB)
-    length = stick.path.stat().st_size
     kept = stick.path.read_bytes()
-    vm.monitor.call("block_resize", node_name="main", size=24 * MIB)
+    vm.monitor.call("block_resize", node_name="main", size=SHORTER)
     vm.run(f"echo 1 > /sys/block/{str(stick.device).rsplit('/', 1)[1]}/device/rescan")
     go_on(vm)
     tells(vm, "Input/output error", since=since)
     assert not vm.journal(since=since, MESSAGE="You may unplug home now.")
     stick.pull()
-    with stick.path.open("r+b") as image:  # what had got there before is there again
-        image.truncate(length)
-        image.seek(24 * MIB)
-        image.write(kept[24 * MIB :])
+    whole_again(stick, kept)
     succeeds_next(vm)
     assert len(first_is_whole(vm, files)) >= 2
 
@@ -198,20 +206,16 @@ def test_a_stick_that_was_shortened_is_told_before_a_passphrase_is_asked_for(
     vm.expect_journal("^cryptbackd: home: failed: |^kernel: .*(EXT4-fs|sda)")
     files = listing(vm, "/home/me")
     stick = vm.stick("main")
-    length = stick.path.stat().st_size
     kept = stick.path.read_bytes()
     with stick.path.open("r+b") as image:
-        image.truncate(24 * MIB)
+        image.truncate(SHORTER)
     since = now(vm)
     stick.plug()
     tells(vm, "filesystem of the drive takes .*, and 23.0 MiB of it are there", since=since)
     assert not vm.journal(since=since, MESSAGE=ASKED)
     assert drive(vm)["safe"]
     stick.pull()
-    with stick.path.open("r+b") as image:
-        image.truncate(length)
-        image.seek(24 * MIB)
-        image.write(kept[24 * MIB :])
+    whole_again(stick, kept)
     succeeds_next(vm)
     assert len(first_is_whole(vm, files)) == 2
 
