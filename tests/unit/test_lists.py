@@ -244,7 +244,6 @@ def in_its_own_namespace(work: Callable[[], None]) -> None:
 
 
 @pytest.mark.usefixtures("as_root")
-@pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="there is no FUSE")
 @pytest.mark.parametrize("crossed", [True, False])
 def test_what_a_user_serves_below_a_source_is_not_shown(tmp_path: Path, *, crossed: bool) -> None:
     home = tmp_path / "home"

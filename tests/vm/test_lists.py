@@ -183,6 +183,10 @@ def test_nobody_waits_for_a_filesystem_that_a_user_serves(enrolled: Machine) -> 
     assert f'The source "/home/me/served/below/it" {why}' in back_up(vm)
     vm.run(["sed", "-i", f"s|{LIST}|/home/me/served/list|", ENTRY])
     assert f'The list "/home/me/served/list" {why}' in back_up(vm)
+    vm.run(f'sed -i \'s|"/etc/hostname"|"/home"|\' {ENTRY}')
+    vm.run(f"echo 'cross_filesystems = true' >> {ENTRY}")
+    left_out = '"/home/me/served" was left out, as it is a user\'s own filesystem (FUSE).'
+    assert left_out in back_up(vm)
     vm.run(["touch", stop])
     serving.wait(timeout=PATIENCE)
 
