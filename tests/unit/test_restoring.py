@@ -27,6 +27,7 @@ from cryptbackd.worker.control import Control
 from cryptbackd.worker.jobs import restore
 from cryptbackd.worker.reading import Identity, Wanted
 from cryptbackd.worker.versions import record
+from cryptbackd.worker.versions.tree import remove_tree
 
 OLD = 1_000_000_000
 NEW = 2_000_000_000
@@ -293,6 +294,28 @@ def test_what_is_not_in_the_version_is_named(version: Version, here: Path) -> No
     }
     assert (told.over.files, told.over.failed) == (1, 2)
     assert version.passes == [True, False]
+
+
+def test_what_has_too_long_a_path_is_no_success(version: Version, here: Path) -> None:
+    """It is left out by rsync, in words that tell of no error of the system."""
+    put(version.root / "home/a", "a")
+    at = os.open(version.root / "home", os.O_RDONLY | os.O_DIRECTORY)
+    for _ in range(21):
+        os.mkdir("d" * 200, dir_fd=at)
+        below = os.open("d" * 200, os.O_RDONLY | os.O_DIRECTORY, dir_fd=at)
+        os.close(at)
+        at = below
+    os.close(os.open("file", os.O_CREAT | os.O_WRONLY, 0o600, dir_fd=at))
+    os.close(at)
+    for dry in (True, False):
+        told = write(version, ["/home"], here, dry=dry)
+        assert (told.over.files, told.over.failed) == (1, 1)
+        (why,) = told.failed.values()
+        assert list(told.failed) == [os.fsencode(here)]
+        assert why.startswith("not all that it is to hold could be: ")
+        assert "home/ddd" in why
+    for tree in (version.root, here):
+        remove_tree(tree)
 
 
 def test_a_directory_that_is_not_there_is_made_but_not_by_looking(

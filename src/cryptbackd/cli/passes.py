@@ -39,6 +39,8 @@ _COMPLAINT = re.compile(
 _ATTRIBUTE = (b"rsync_xal_set: ", b"set_acl: ")
 _FAR_AHEAD = re.compile(rb"\d{5,}/")
 """Begins a time in a year that Python doesn't know any more."""
+_PARTIAL = 23
+"""The exit status for files that were left out, for whatever reason (rsync(1))."""
 _HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 """What keeps all of it from being written, and not only one file."""
 
@@ -87,6 +89,7 @@ class Pass:
         """Paths, below the target, of what is newer there and no regular file."""
         self._last_words = ""
         self._reader_said = ""
+        self._complained = False
 
     def fault(self, status: int) -> str:
         """Why it failed, as far as that is known."""
@@ -117,6 +120,7 @@ class Pass:
             self._last_words = printable(line)
 
     def _in_the_way(self, match: re.Match[bytes]) -> None:
+        self._complained = True
         self._fail(self._whole(_decoded(match[1])), "a directory that isn't empty is in its place")
 
     def reader_said(self, text: str) -> None:
@@ -127,6 +131,15 @@ class Pass:
             elif line:
                 self._reader_said = f"The reading side: {printable(line)}"
         self._writer.progress(self._done, finished=True)
+
+    def ended(self, status: int) -> None:
+        """It ended with that *status*, when both sides had said all.
+
+        Something that was left out without a word that is understood counts as one file.
+        """
+        if status == _PARTIAL and not self._complained:
+            why = f"not all that it is to hold could be: {self.fault(status)}"
+            self._fail(self._above or b"/", why)
 
     def _item(self, line: bytes) -> None:
         match = _LINE.fullmatch(line)
@@ -157,6 +170,7 @@ class Pass:
         return here.st_mtime >= _moment(when) + 1
 
     def _complaint(self, match: re.Match[bytes]) -> None:
+        self._complained = True
         number, why = int(match["errno"]), match["why"].decode("utf-8", "replace")
         path = match["path"] or b""
         if match["side"] == b"sender":

@@ -124,6 +124,7 @@ class Writer:
         one.reader_said(str(ended.get("said", "")))
         if status not in (0, 23, 24) and not self._errno:
             raise ToolFailed(f"The restore by rsync failed: {one.fault(status)}")
+        one.ended(status)
         if dry:
             self._spared[group] = one.spared
 
