@@ -284,6 +284,34 @@ def test_without_an_owner_who_sits_at_the_computer_is_asked(enrolled: Machine) -
     vm.run(["systemctl", "stop", "seat"])
 
 
+def test_who_logs_in_later_is_asked_for_what_failed_before(enrolled: Machine) -> None:
+    """The drive was in when the computer was switched on, say."""
+    vm = enrolled
+    session.own(vm)
+    ask_password_agent(vm, None)
+    vm.stick("main").plug()
+    assert runs.ended(vm)["CRYPTBACK_OUTCOME"] == "failed"
+    here = runs.now(vm)
+    session.begin(vm, PASSPHRASE)
+    assert runs.ended(vm, since=here)["CRYPTBACK_OUTCOME"] == "done"
+    assert "home: somebody is here now who can be asked for the passphrase." in told(vm)
+    assert told(vm).count(BY_THE_AGENT) == session.asked(vm) == 1
+
+
+def test_what_was_dismissed_is_not_asked_for_anew(enrolled: Machine) -> None:
+    vm = enrolled
+    session.own(vm)
+    session.begin(vm, None)
+    ask_password_agent(vm, None)
+    vm.stick("main").plug()
+    assert runs.ended(vm)["CRYPTBACK_OUTCOME"] == "failed"
+    here = runs.now(vm)
+    session.as_user(vm, ["systemctl", "--user", "restart", session.AGENT])
+    session.registered(vm, since=here)
+    time.sleep(25)
+    assert (session.asked(vm), runs.begun(vm)) == (1, 1)
+
+
 @pytest.mark.parametrize("how", ["nothing", "too much", "leaves"])
 def test_what_is_no_answer_leads_to_the_next_source(enrolled: Machine, how: str) -> None:
     vm = enrolled

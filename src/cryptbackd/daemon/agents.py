@@ -123,12 +123,15 @@ class Answer:
 
 @attrs.define
 class Agents:
-    """The registry.  Without a ``link`` there are no agents."""
+    """The registry.  Without a ``link`` there are no agents.  *came* is called for each new one."""
 
     link: Link | None = None
+    came: Callable[[], None] = lambda: None
     _known: dict[str, Registered] = attrs.field(factory=dict)
     _registering: dict[str, int] = attrs.field(factory=dict)
     """The users of those whose presence is still being checked."""
+    _nobody: set[str] = attrs.field(factory=set)
+    """The drives about which nobody could be asked when that was last wanted."""
     _tasks: Tasks = attrs.field(factory=Tasks)
 
     async def register(self, name: str) -> None:
@@ -145,6 +148,7 @@ class Agents:
             self._registering[name] = uid
             if await self.link.mind(name) and name in self._registering:
                 self._known[name] = Registered(uid)
+                self.came()
             else:
                 await self.link.unmind(name)
         finally:
@@ -168,6 +172,24 @@ class Agents:
         else:
             users = _user(entry.owner)
         return [name for name, agent in self._known.items() if agent.uid in users]
+
+    def any(self) -> bool:
+        """Whether there is any agent."""
+        return bool(self._known)
+
+    def note(self, drive: str, who: Sequence[str]) -> None:
+        """Remember whether there was anybody (*who*) to be asked about *drive*."""
+        if who:
+            self._nobody.discard(drive)
+        else:
+            self._nobody.add(drive)
+
+    def was_nobody_there(self, drive: str) -> bool:
+        """Whether nobody could be asked about *drive*, as was noted last; says so once."""
+        if drive not in self._nobody:
+            return False
+        self._nobody.discard(drive)
+        return True
 
     async def ask(self, who: Sequence[str], values: Values) -> Answer | None:
         """The first answer of the agents *who*; the others are told to give up.  None: none.

@@ -22,6 +22,7 @@ from .agents import Agents
 from .history import History, Insertion, Run
 from .jobs import Job
 from .keys import sources
+from .latecomers import Latecomers
 from .policy import Again, Verdict
 from .presence import Presence
 from .requests import Requests
@@ -55,6 +56,7 @@ class Service:
     store: entries.EntryStore = attrs.field(init=False)
     timetable: Timetable = attrs.field(init=False)
     sleep: Sleep = attrs.field(init=False)
+    latecomers: Latecomers = attrs.field(init=False)
     agents: Agents = attrs.field(factory=Agents)
     present: Presence = attrs.field(factory=Presence)
     requests: Requests = attrs.field(init=False)
@@ -87,6 +89,8 @@ class Service:
             self.history, self.boot_id, self.supervisor, self.store, self.present, self.timetable
         )
         self.sleep = Sleep(self.supervisor, self._take_up, self._consider_all)
+        self.latecomers = Latecomers(self.agents, self._ask_again)
+        self.agents.came = self.latecomers.came
 
     # What udev tells.
 
@@ -228,13 +232,20 @@ class Service:
         self.remind(name, days)
 
     def _take_up(self, job: Job) -> None:
-        """Do again what the computer's sleep has interrupted, if its drive is still in."""
+        """Do again what was interrupted, or not unlocked, if its drive is still in."""
         entry = self.store.now().good.get(job.name)
         seen = self.present.seen.get(job.device.node)
         if entry is None or seen is None or self.requests.is_busy(job.name):
             return
         if seen.device.diskseq == job.device.diskseq:
             self.requests.submit_backup(job.name, entry, seen, job.options)
+
+    def _ask_again(self, job: Job) -> None:
+        """Do again for what nobody could be asked, unless the drive is wanted for nothing more."""
+        here = policy.candidates(self.present.devices(), job.device.uuid)
+        insertion = Insertion(self.boot_id, job.device.diskseq)
+        if len(here) == 1 and not self.supervisor.refuses and not self.history.ejected(insertion):
+            self._take_up(job)
 
     def _skip(self, name: str, insertion: Insertion, since: float) -> None:
         now = time.time()
@@ -270,6 +281,7 @@ class Service:
 
     def _ejected(self, diskseq: int) -> None:
         self.sleep.forget(diskseq)
+        self.latecomers.forget(diskseq)
         self.timetable.soon()
 
     def _ended(self, job: Job, result: RunResult) -> None:
@@ -281,6 +293,7 @@ class Service:
         self._job_changed(job)
         self.work_changed()
         self.sleep.job_ended(job, result)
+        self.latecomers.job_ended(job, result)
         self.timetable.soon()
         # Plugged in anew while the worker of the last insertion was still dying, or another one
         # with its UUID meanwhile?

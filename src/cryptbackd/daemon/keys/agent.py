@@ -31,6 +31,7 @@ class Agent:
             who = await self.agents.for_entry(request.entry)
         except CryptbackError as exc:
             raise SourceFailed(f"No agent could be asked: {exc.sentence}", exc.hint) from exc
+        self.agents.note(request.name, who)
         if not who:
             return None
         answer = await self.agents.ask(
