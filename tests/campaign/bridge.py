@@ -17,15 +17,19 @@ class Bridge:
     def __init__(self, image: Path, *, lies: bool = False) -> None:
         self.socket = image.with_suffix(".nbd")
         self.socket.unlink(missing_ok=True)
+        ready = image.with_suffix(".pid")
+        ready.unlink(missing_ok=True)
         mode = "unsafe" if lies else "writeback"
         command = [
             *["setpriv", "--pdeathsig", "KILL"],
-            *["nbdkit", "--foreground", "--unix", str(self.socket), "--filter=cache"],
+            *["nbdkit", "--foreground", "--unix", str(self.socket), "--pidfile", str(ready)],
+            "--filter=cache",
             *["file", str(image), f"cache={mode}"],
         ]
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
         deadline = time.monotonic() + 10
-        while not self.socket.exists():
+        # The socket is there before somebody listens; the other file when it is listened to.
+        while not ready.exists():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.cut()
                 raise RuntimeError(f"nbdkit did not start: exit status {self._process.returncode}")
