@@ -404,6 +404,60 @@ def test_polkit_may_ask_a_person() -> None:
     assert asyncio.run(call()) == [MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION]
 
 
+class Wire:
+    """A connection to a bus on which the daemon is called :1.5, or is not there yet."""
+
+    def __init__(self, owner: str = ":1.5") -> None:
+        self.owner = owner
+        self.hear: Callable[[Message], None] = lambda _message: None
+
+    def add_message_handler(self, handler: Callable[[Message], None]) -> None:
+        self.hear = handler
+
+    async def call(self, message: Message) -> Message:
+        if message.member == "GetNameOwner" and not self.owner:
+            return reply("org.freedesktop.DBus.Error.NameHasNoOwner", "There is none.")
+        body = [self.owner] if message.member == "GetNameOwner" else []
+        kind = MessageType.METHOD_RETURN
+        return Message(message_type=kind, reply_serial=1, signature="s" * len(body), body=body)
+
+    def owned(self, before: str, now: str) -> None:
+        body = ["org.cryptback1", before, now]
+        self.hear(signal("org.freedesktop.DBus", "NameOwnerChanged", "sss", body))
+
+    def finished(self, sender: str, run: str) -> None:
+        self.hear(signal(sender, "JobFinished", "sa{sv}", ["home", {"id": Variant("s", run)}]))
+
+
+def signal(sender: str, member: str, signature: str, body: list[Any]) -> Message:
+    where = "org.freedesktop.DBus" if signature == "sss" else "org.cryptback1.Manager"
+    return Message(
+        message_type=MessageType.SIGNAL, sender=sender, path="/org/cryptback1", interface=where,
+        member=member, signature=signature, body=body,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("owner", [":1.5", ""])
+def test_nobody_but_the_daemon_tells_how_a_run_ended(owner: str) -> None:
+    """Any user of the computer can send a signal to a connection of the bus."""
+
+    async def hear() -> list[Any]:
+        wire = Wire(owner)
+        client = bus.Client(wire)  # type: ignore[arg-type]
+        await client.listen()
+        wire.finished(":1.66", "forged")
+        if not owner:
+            wire.owned("", ":1.5")
+        wire.finished(":1.66", "forged")
+        wire.finished(":1.5", "r1")
+        wire.owned(":1.5", ":1.6")
+        wire.finished(":1.5", "late")
+        wire.finished(":1.6", "r2")
+        return [(await client.news())[1]["id"] for _ in range(2)]
+
+    assert asyncio.run(hear()) == ["r1", "r2"]
+
+
 def test_a_flood_is_told_as_such() -> None:
     exc = bus._error(reply("org.freedesktop.DBus.Error.LimitsExceeded", "Too many."))
     assert "too many requests" in exc.sentence

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from dbus_fast import BusType, Message, MessageFlag, MessageType, Variant
@@ -36,6 +36,8 @@ class Client:
     def __init__(self, bus: MessageBus) -> None:
         self._bus = bus
         self._heard: asyncio.Queue[tuple[str, Values] | None] = asyncio.Queue()
+        self._owner = ""
+        """The daemon's unique name, while there is a daemon."""
 
     async def call(self, member: str, signature: str = "", *body: Any) -> list[Any]:
         """The answer of a method of the daemon; raises CryptbackError."""
@@ -59,6 +61,9 @@ class Client:
             f"type='signal',sender='{_BUS}',member='NameOwnerChanged',arg0='{_NAME}'",
         ):
             await self._ask(_BUS, "/org/freedesktop/DBus", _BUS, "AddMatch", "s", [rule])
+        with suppress(CryptbackError):  # it doesn't run yet: then the bus tells when it does
+            asked = (_BUS, "/org/freedesktop/DBus", _BUS, "GetNameOwner", "s", [_NAME])
+            self._owner = str((await self._ask(*asked)).body[0])
 
     async def news(self) -> tuple[str, Values]:
         """The next signal: its name and its values; raises CryptbackError when the daemon is
@@ -93,9 +98,15 @@ class Client:
         if message.message_type is not MessageType.SIGNAL:
             return
         if message.member == "NameOwnerChanged" and message.sender == _BUS:
-            if message.body[0] == _NAME and not message.body[2]:
-                self._heard.put_nowait(None)
-        elif message.interface == _INTERFACE and message.signature == "sa{sv}":
+            if message.body[0] == _NAME:
+                self._owner = str(message.body[2])
+                if not self._owner:
+                    self._heard.put_nowait(None)
+            return
+        # The bus lets anybody send the like to this connection, whatever was asked of it.
+        if not self._owner or message.sender != self._owner:
+            return
+        if message.interface == _INTERFACE and message.signature == "sa{sv}":
             self._heard.put_nowait((str(message.member), plain(message.body[1])))
 
     async def _call(
