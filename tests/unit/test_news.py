@@ -95,6 +95,31 @@ def test_the_end_is_told(change: dict[str, Any], summary: str, body: str) -> Non
     assert notice.body.startswith(body)
 
 
+@pytest.mark.parametrize(
+    ("change", "summary", "body"),
+    [
+        ({"version": "v1"}, "You can unplug home now", "The backup is done: 3 files changed."),
+        ({}, "You can unplug home now", "It is enrolled, and not yet backed up to."),
+        (
+            {"outcome": "warnings", "warnings": ["A."]},
+            "You can unplug home now",
+            "It is enrolled, and not yet backed up to, with 1 warning: A.",
+        ),
+        (
+            {"safe": False},
+            "home is enrolled, but don't unplug it yet",
+            "It is enrolled, and not yet backed up to.",
+        ),
+    ],
+)
+def test_an_enrolment_is_a_backup_only_where_it_made_one(
+    change: dict[str, Any], summary: str, body: str
+) -> None:
+    notice = news.finished({**RESULT, "job": "init", "version": "", **change})
+    assert notice is not None
+    assert (notice.summary, notice.body) == (summary, body)
+
+
 @given(st.sampled_from(["done", "warnings", "cancelled", "failed"]), st.booleans(), st.booleans())
 def test_unplug_is_said_only_when_it_was_proven(outcome: str, safe: bool, off: bool) -> None:
     result = {**RESULT, "outcome": outcome, "safe": safe, "powered_off": off}

@@ -97,11 +97,16 @@ def finished(result: Values) -> Notice | None:
     if result["job"] not in _BACKUPS or outcome == "skipped":
         return None
     if outcome in ("done", "warnings"):
-        files = f"{count(int(result['changed_files']), 'file')} changed."
-        body = f"The backup is done: {files}"
+        # An enrolment makes a version only where that was asked for.
+        backed_up = result["job"] != "init" or bool(result["version"])
+        become = "backed up" if backed_up else "enrolled"
+        what = "The backup is done" if backed_up else "It is enrolled, and not yet backed up to"
+        body = f"{what}."
         if warnings:
-            body = f"The backup is done, with {count(len(warnings), 'warning')}: {warnings[0]}"
-        summary = free if away else f"{name} is backed up, but don't unplug it yet"
+            body = f"{what}, with {count(len(warnings), 'warning')}: {warnings[0]}"
+        elif backed_up:
+            body = f"{what}: {count(int(result['changed_files']), 'file')} changed."
+        summary = free if away else f"{name} is {become}, but don't unplug it yet"
         if away:
             return Notice(name, summary, body)
         return Notice(name, summary, body, Urgency.CRITICAL, actions=(EJECT, LATER))
