@@ -25,6 +25,17 @@ def sendable(value: Any) -> Any:
     return [sendable(item) for item in value] if isinstance(value, list) else value
 
 
+def is_text(value: Any) -> bool:
+    """Whether a message can hold *value*: in UTF-8 no name has bytes that are none of it."""
+    if isinstance(value, str):
+        return not any("\ud800" <= character <= "\udfff" for character in value)
+    if isinstance(value, Variant):
+        return is_text(value.value)
+    if isinstance(value, dict):
+        return all(is_text(key) and is_text(item) for key, item in value.items())
+    return not isinstance(value, list) or all(map(is_text, value))
+
+
 @functools.cache
 def _counts_characters() -> bool:
     message = Message(

@@ -404,6 +404,23 @@ def test_polkit_may_ask_a_person() -> None:
     assert asyncio.run(call()) == [MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION]
 
 
+def test_a_name_that_is_not_in_utf_8_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """D-Bus has no words for it, and what would send it dies of that."""
+    monkeypatch.setattr(bus, "sendable", lambda body: body)
+
+    class Sender:
+        async def call(self, message: Message) -> Message:
+            message.serial = 1
+            message._marshall(False)
+            return reply("org.cryptback1.Error.Refused", "")
+
+    async def find() -> None:
+        await bus.Client(Sender()).call("Find", "sa{sv}", os.fsdecode(b"caf\xe9"), {})  # type: ignore[arg-type]
+
+    with pytest.raises(errors.Refused, match="not in UTF-8"):
+        asyncio.run(find())
+
+
 class Wire:
     """A connection to a bus on which the daemon is called :1.5, or is not there yet."""
 

@@ -23,3 +23,11 @@ def test_what_can_not_be_sent_is_escaped(monkeypatch: pytest.MonkeyPatch) -> Non
         7,
         [Variant("b", True)],
     ]
+
+
+@pytest.mark.parametrize(
+    "value", ["\udcff", ["a", "\udcff"], {"\udcff": 1}, {"a": Variant("as", ["\udcff"])}]
+)
+def test_what_is_no_utf_8_is_no_text(value: Any) -> None:
+    assert dbus_text.is_text(BODY)
+    assert not dbus_text.is_text([value])

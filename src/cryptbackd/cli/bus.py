@@ -15,7 +15,7 @@ from dbus_fast import BusType, Message, MessageFlag, MessageType, Variant
 from dbus_fast.aio.message_bus import MessageBus
 from dbus_fast.errors import AuthError, InvalidAddressError
 
-from ..dbus_text import sendable
+from ..dbus_text import is_text, sendable
 from ..errors import BY_NAME, CryptbackError, Refused
 
 _NAME = "org.cryptback1"
@@ -124,6 +124,12 @@ class Client:
         signature: str,
         body: list[Any],
     ) -> Message:
+        if not is_text(body):
+            raise Refused(
+                "The service can't be told of a name that is not in UTF-8.",
+                'For `find`, say "?" or "*" in the place of such characters; for `init`, name what'
+                " is to be backed up in a list (--include-from).",
+            )
         if sendable(body) != body:
             raise Refused(
                 "This version of dbus-fast sends no other characters than those of ASCII.",
