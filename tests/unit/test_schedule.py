@@ -265,6 +265,22 @@ def test_a_success_ends_the_reminders() -> None:
     assert len(world.reminders) == 4
 
 
+def test_a_reminder_stands_though_the_clock_was_wrong_at_the_last_success() -> None:
+    world = World(entry(remind=2 * DAY))
+    world.set_clock(YEAR)
+    world.wait(1)
+    world.run()
+    world.look()
+    world.set_clock(-YEAR)
+    world.reminders.clear()
+    assert world.timetable.reminded("home") == 0
+    world.wait(2 * DAY + 1)
+    assert len(world.reminders) == 1
+    assert world.timetable.reminded("home") == pytest.approx(world.now() - 1, abs=0.1)
+    world.run()
+    assert world.timetable.reminded("home") == 0
+
+
 def test_nothing_wakes_the_daemon_but_what_is_due() -> None:
     world = World(entry(repeat=DAY, remind=14 * DAY))
     world.run()

@@ -58,9 +58,13 @@ class Timetable:
     def reminded(self, name: str) -> float:
         """When *name* was last reminded of, if no backup has succeeded since; else 0."""
         told = self.history.moment(name, "reminded")
-        if told is None or told.counts < self.history.last_success(name):
+        if told is None:
             return 0.0
-        return told.counts
+        # By a clock that was wrong the success may have been written down as one to come.
+        before = self.history.moment(name, "success")
+        success = schedule.moment(self.history.last_success(name), self.clock(), before)
+        later = (told.counts, told.said) >= (success.counts, success.said)
+        return told.counts if later else 0.0
 
     def _look(self) -> None:
         self._handle = None
