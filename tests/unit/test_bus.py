@@ -24,7 +24,7 @@ from cryptbackd.daemon.authority import Action
 from cryptbackd.daemon.bus import Bus
 from cryptbackd.daemon.methods import CALLS
 from cryptbackd.daemon.requests import Requests
-from cryptbackd.model import Outcome, Phase
+from cryptbackd.model import JobKind, Outcome, Phase
 from tests import hostile
 from tests.unit.private_bus import (
     ROOT,
@@ -130,6 +130,13 @@ def test_each_signal_is_described() -> None:
     (own,) = [each for each in ET.fromstring(interface.XML) if each.get("name") == OWN]
     signals = [str(each.get("name")) for each in own if each.tag == "signal"]
     assert re.findall(r"^### Signal `(\w+)`", text, re.MULTILINE) == signals
+
+
+@pytest.mark.parametrize(("key", "kinds"), [("phase", Phase), ("job", JobKind)])
+def test_each_phase_and_job_is_described(key: str, kinds: type[Phase] | type[JobKind]) -> None:
+    text = (ROOT / "docs" / "dbus.md").read_text()
+    (told,) = re.findall(rf"^\| `{key}` \| `s` \| (.*) \|$", text, re.MULTILINE)
+    assert set(re.findall(r"`([a-z-]+)`", told)) >= {str(kind) for kind in kinds}
 
 
 def test_the_introspection_in_the_documentation_is_the_real_one() -> None:
