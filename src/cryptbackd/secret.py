@@ -45,8 +45,10 @@ def kept(
     """A memfd with all that comes out of *source* (a pipe or a file) until it ends.
 
     *patience* is in seconds.  *interrupt* is a descriptor to watch meanwhile and what to call
-    when it can be read.  Raises Refused when nothing comes, or more than a passphrase.
+    when it can be read.  Raises Refused when nothing comes, or more than a passphrase, or when
+    *source* is nothing that the kernel takes one from: not open, a terminal, a socket.
     """
+    _want_open(source)
     fd = os.memfd_create("passphrase", os.MFD_CLOEXEC)
     try:
         os.fchmod(fd, 0o600)
@@ -59,6 +61,16 @@ def kept(
         yield fd
     finally:
         os.close(fd)
+
+
+def _want_open(source: int) -> None:
+    try:
+        os.fstat(source)
+    except (OSError, OverflowError) as exc:
+        raise Refused(
+            f"There is no descriptor {source} from which a passphrase could come; nothing was"
+            " changed."
+        ) from exc
 
 
 def _move(
@@ -84,9 +96,15 @@ def _move(
 
 
 def _hand_on(source: int, target: int, most: int) -> int:
-    if stat.S_ISREG(os.fstat(source).st_mode):
-        return os.sendfile(target, source, None, most)
-    return os.splice(source, target, most)
+    try:
+        if stat.S_ISREG(os.fstat(source).st_mode):
+            return os.sendfile(target, source, None, most)
+        return os.splice(source, target, most)
+    except OSError as exc:
+        raise Refused(
+            f"The passphrase can't be taken from there: {exc.strerror}; nothing was changed.",
+            "Hand it over through a pipe, or from a file that is open for reading.",
+        ) from exc
 
 
 def name(fd: int) -> str:

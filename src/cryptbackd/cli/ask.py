@@ -62,6 +62,8 @@ def one_line(fd: int) -> bytes:
             line += byte
     except OSError as exc:
         raise Refused(f"Descriptor {fd} can't be read: {exc.strerror}.") from None
+    except OverflowError:
+        raise Refused(f"There is no descriptor {fd}.") from None
     return _usable(line.partition(b"\n")[0])
 
 
