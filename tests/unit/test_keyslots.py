@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import resource
 import socket
 import struct
 import subprocess
@@ -118,6 +120,43 @@ def changed(
         fresh = whitelist.parse(copy.read_bytes())
         headers.replace("home", copy)
     return fresh
+
+
+@contextmanager
+def no_room(length: int) -> Iterator[None]:
+    """No file may become longer, as if the filesystem were full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (length, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_computer_that_has_no_room_for_a_header_is_not_taken_for_the_drive(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = world.stored
+    told = "The computer can't store a LUKS header"
+    with no_room(SIZE // 2), world.opened() as drive:
+        with pytest.raises(Refused, match=told), headers.copied("home"):
+            pass
+        with pytest.raises(Refused, match=told):
+            headers.keep_theirs("home", drive, SIZE)
+        with pytest.raises(Refused, match=told):
+            headers.store("home", before)
+
+    def full(*_names: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched, headers.copied("home") as copy:
+        patched.setattr(os, "link", full)
+        with pytest.raises(Refused, match=told):
+            headers.replace("home", copy)
+        with pytest.raises(Refused, match=told):
+            headers.keep_old("home")
+    assert world.stored == before
+    assert os.listdir(paths.HEADERS) == ["home"]
 
 
 # A secret on its way

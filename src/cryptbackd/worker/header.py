@@ -107,9 +107,12 @@ def store(name: str, header: Header) -> None:
 
 
 def keep_old(name: str) -> None:
-    """Keep the stored header under another name, too: it may be a volume's only good one."""
+    """Keep the stored header under another name, too: it may be a volume's only good one.
+
+    Raises Refused where there is no room for it.
+    """
     stored = path_of(name)
-    with suppress(FileExistsError):
+    with suppress(FileExistsError), _storing():
         os.link(stored, stored.with_name(f"{name}.until-{int(time.time())}"))
 
 
@@ -148,38 +151,57 @@ def replace(name: str, changed: Path) -> None:
     """Put the *changed* copy in the place of the stored header of *name*, durably.
 
     The old one stays as the pending one, by which an interrupted change of the drive's own
-    header is known for what it is (see ``worker.own_header``).
+    header is known for what it is (see ``worker.own_header``).  Raises Refused where the
+    computer can't store it, and the old one stays.
     """
-    fd = os.open(changed, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    with suppress(FileNotFoundError):
-        paths.pending_header(name).unlink()
-    os.link(path_of(name), paths.pending_header(name))
-    fsync_directory(paths.HEADERS)
-    changed.rename(path_of(name))
+    with _storing():
+        fd = os.open(changed, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        with suppress(FileNotFoundError):
+            paths.pending_header(name).unlink()
+        os.link(path_of(name), paths.pending_header(name))
+        fsync_directory(paths.HEADERS)
+        changed.rename(path_of(name))
     fsync_directory(paths.HEADERS)
 
 
 @contextmanager
 def fresh(name: str, raw: bytes) -> Iterator[Path]:
-    """A new, durable file with *raw* beside the stored headers; removed if it is still there."""
-    paths.HEADERS.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """A new, durable file with *raw* beside the stored headers; removed if it is still there.
+
+    Raises Refused where the computer can't store it.
+    """
     new = paths.HEADERS / f".{name}.new"
-    with suppress(FileNotFoundError):
-        new.unlink()
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(fd)
+        with _storing():
+            paths.HEADERS.mkdir(mode=0o700, parents=True, exist_ok=True)
+            new.unlink(missing_ok=True)
+            fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with os.fdopen(fd, "wb") as file:
+                file.write(raw)
+                file.flush()
+                os.fsync(fd)
         yield new
     finally:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # the next one removes it
             new.unlink()
+
+
+@contextmanager
+def _storing() -> Iterator[None]:
+    """What fails in the block is the computer's fault, and not the drive's."""
+    try:
+        yield
+    except FileExistsError:
+        raise
+    except OSError as exc:
+        raise Refused(
+            f"The computer can't store a LUKS header in {paths.HEADERS}: {exc.strerror}.",
+            "Make room there, and try again.",
+        ) from exc
 
 
 def pending(name: str) -> Header | None:
