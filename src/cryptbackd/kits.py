@@ -22,10 +22,20 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 def note(name: str, sha256: str, directory: Path = paths.KITS) -> None:
     """Remember that a kit has the header of the entry *name* with this *sha256*.
 
-    Raises Refused for what is none.
+    Raises Refused for what is none, and where there is no room for it.
     """
     if _SHA256.fullmatch(sha256) is None:
         raise Refused("A recovery kit is known by the SHA-256 of its header, in hexadecimal.")
+    try:
+        _write(name, sha256, directory)
+    except OSError as exc:
+        raise Refused(
+            f"This computer can't remember that there is a kit of {name}: {exc.strerror}.",
+            f"Make room in {directory}, and write the kit again.",
+        ) from exc
+
+
+def _write(name: str, sha256: str, directory: Path) -> None:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     fresh = directory / f".{name}.new"
     with suppress(FileNotFoundError):

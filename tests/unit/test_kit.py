@@ -204,6 +204,12 @@ def test_a_kit_counts_as_long_as_it_has_the_header(tmp_path: Path) -> None:
     assert list(notes.iterdir()) == []
 
 
+def test_a_kit_that_can_not_be_remembered_is_told_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Refused, match="can't remember that there is a kit of home"):
+        kits.note("home", SHA256, tmp_path / "file" / "kits")
+
+
 @pytest.mark.parametrize("noted", [False, True])
 def test_forgetting_keeps_the_header_unless_a_kit_has_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noted: bool
@@ -259,3 +265,31 @@ def test_a_recovery_key_that_is_not_on_the_page_is_shown(
         kit._kit(kit.Plan("home", tmp_path, yes=True, as_json=False), True, 0)
     assert "cbdefghi-jklnrtuv" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kit_that_is_written_is_told_though_the_service_can_not_remember_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def nothing(_name: str) -> None:
+        pass
+
+    async def fetched(_name: str) -> Any:
+        return {"problem": ""}, HEADER
+
+    async def full(_name: str, _header: bytes) -> None:
+        raise Refused("No room.")
+
+    monkeypatch.setattr(kit, "_known", nothing)
+    monkeypatch.setattr(kit, "_fetch", fetched)
+    monkeypatch.setattr(kit, "_note", full)
+    monkeypatch.setattr(kit, "write", lambda *_what: None)
+    plan = kit.Plan("home", tmp_path, yes=True, as_json=False)
+    for write in (lambda: kit._kit(plan, False, None), lambda: write_for(plan)):
+        with pytest.raises(Refused, match="No room"):
+            write()
+        assert "The recovery kit of home is written" in capsys.readouterr().out
+
+
+def write_for(plan: kit.Plan) -> None:
+    with kit.places(plan) as places:
+        kit.write_for(plan, places)

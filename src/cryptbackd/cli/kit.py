@@ -115,8 +115,9 @@ def _kit(plan: Plan, with_key: bool, passphrase_fd: int | None) -> int:
             if recovery:  # it opens the drive by now
                 passphrase.tell_key(plan.name, recovery, plan.as_json, sure=True)
             raise
-    asyncio.run(_note(plan.name, header))
+    # First: it is written, whatever the service says to that.
     tell(plan, facts, recovery)
+    asyncio.run(_note(plan.name, header))
     return code
 
 
@@ -231,8 +232,8 @@ def write_for(plan: Plan, into: Places) -> None:
     """Write the kit of a drive that was enrolled just now."""
     facts, header = asyncio.run(_fetch(plan.name))
     write(into, facts, header, "")
-    asyncio.run(_note(plan.name, header))
     tell(plan, facts, "")
+    asyncio.run(_note(plan.name, header))
 
 
 async def _known(name: str) -> None:
