@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -14,8 +15,8 @@ from dbus_fast import Message, MessageFlag, MessageType, Variant
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cryptbackd import errors
-from cryptbackd.cli import ask, bus, follow, output, passphrase, status, verify
+from cryptbackd import errors, paths
+from cryptbackd.cli import ask, bus, credential, follow, output, passphrase, status, verify
 from cryptbackd.cli.main import main
 
 DRIVE = {
@@ -478,6 +479,26 @@ def test_nobody_but_the_daemon_tells_how_a_run_ended(owner: str) -> None:
 def test_a_flood_is_told_as_such() -> None:
     exc = bus._error(reply("org.freedesktop.DBus.Error.LimitsExceeded", "Too many."))
     assert "too many requests" in exc.sentence
+
+
+def test_a_credential_that_can_not_be_stored_or_removed_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Where /etc is full, or can only be read."""
+    for name in ("HEADERS", "ENCRYPTED_CREDENTIALS", "CREDENTIALS"):
+        monkeypatch.setattr(paths, name, tmp_path)
+    (tmp_path / "home").touch()
+    (tmp_path / "cryptback.home").mkdir()
+    with pytest.raises(errors.Refused, match="can't be removed"):
+        credential.forget("home", as_json=False)
+    monkeypatch.setattr(paths, "ENCRYPTED_CREDENTIALS", tmp_path / "home" / "credstore")
+    monkeypatch.setattr(credential, "_want_right", lambda *_what: None)
+    with (tmp_path / "given").open("wb+") as given:
+        given.write(b"pass")
+        given.flush()
+        given.seek(0)
+        with pytest.raises(errors.Refused, match="can't be written"):
+            credential.remember("home", given.fileno(), as_json=False)
 
 
 @pytest.mark.parametrize("action", ["remember", "forget"])

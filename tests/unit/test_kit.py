@@ -244,6 +244,20 @@ def test_forgetting_keeps_the_header_unless_a_kit_has_it(
     assert not (tmp_path / "catalogue" / "home").exists()
 
 
+def test_an_entry_that_can_not_be_removed_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cryptbackd.paths.DRIVES_D", tmp_path)
+    monkeypatch.setattr("cryptbackd.paths.unfinished", lambda _name: tmp_path / "none")
+    (tmp_path / "home.toml").mkdir()
+    history = History(tmp_path / "history.db", lambda _sentence: None)
+    history.begin(Run("home", "home", JobKind.BACKUP, 1.0), Insertion("boot", 1))
+    with pytest.raises(Refused, match="can't be removed"):
+        forgetting.forget("home", history, tmp_path)
+    assert [run.entry for run in history.runs()] == ["home"]
+    history.close()
+
+
 def test_a_recovery_key_that_is_not_on_the_page_is_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

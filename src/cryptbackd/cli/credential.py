@@ -10,6 +10,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from .. import luks2, paths
 from ..config import check_name
@@ -37,22 +38,33 @@ def remember(name: str, passphrase_fd: int | None, as_json: bool) -> int:
     with _given(name, passphrase_fd) as fd:
         _want_right(str(header), fd)
         os.lseek(fd, 0, os.SEEK_SET)
-        paths.ENCRYPTED_CREDENTIALS.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fresh = target.with_name(f".{label}.new")
         try:
-            argv = [SYSTEMD_CREDS, "encrypt", f"--name={label}", "-", str(fresh)]
-            run(argv, stdin=fd, deadline=_DEADLINE)
-            fresh.chmod(0o600)
-            fresh.rename(target)
-        finally:
-            with suppress(FileNotFoundError):
-                fresh.unlink()
+            _store(fd, target)
+        except OSError as exc:
+            raise Refused(
+                f"{target} can't be written: {exc.strerror}; nothing was stored.",
+                "Make room there, and try again.",
+            ) from exc
     if as_json:
         output.dump({"event": "remembered", "name": name, "file": str(target)})
     else:
         output.say(f"The passphrase is in {target}, encrypted for this computer.")
         output.say(f"From the next plug on nobody is asked for it. Take it back: {_taken(name)}")
     return output.DONE
+
+
+def _store(fd: int, target: Path) -> None:
+    """Encrypt the passphrase in *fd* into *target*, which is there whole or not at all."""
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fresh = target.with_name(f".{target.name}.new")
+    try:
+        argv = [SYSTEMD_CREDS, "encrypt", f"--name={target.name}", "-", str(fresh)]
+        run(argv, stdin=fd, deadline=_DEADLINE)
+        fresh.chmod(0o600)
+        fresh.rename(target)
+    finally:
+        with suppress(OSError):
+            fresh.unlink()
 
 
 def _taken(name: str) -> str:
@@ -77,13 +89,20 @@ def forget(name: str, as_json: bool) -> int:
 
 
 def remove(name: str) -> list[str]:
-    """Remove the credentials of the drive; which files these were."""
+    """Remove the credentials of the drive; which files these were.  Raises Refused."""
     removed = []
     for directory in (paths.ENCRYPTED_CREDENTIALS, paths.CREDENTIALS):
         file = directory / f"cryptback.{name}"
-        with suppress(FileNotFoundError):
+        try:
             file.unlink()
             removed.append(str(file))
+        except FileNotFoundError:
+            continue
+        except OSError as exc:
+            raise Refused(
+                f"{file} can't be removed: {exc.strerror}. It still opens the drive.",
+                "Remove it by hand.",
+            ) from exc
     return removed
 
 

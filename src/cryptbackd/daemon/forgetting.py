@@ -7,7 +7,6 @@ on the drive is damaged, or was never there, nothing else opens the volume.
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from pathlib import Path
 
 import attrs
@@ -83,9 +82,13 @@ def _is_detached(header: Path) -> bool:
 
 
 def _remove(path: Path, done: Forgotten) -> None:
-    with suppress(FileNotFoundError):
+    try:
         path.unlink()
-        done.removed.append(str(path))
+    except FileNotFoundError:
+        return
+    except OSError as exc:
+        raise Refused(f"{path} can't be removed: {exc.strerror}.", "Remove it by hand.") from exc
+    done.removed.append(str(path))
 
 
 def facts(name: str, entry: Entry) -> dict[str, object]:
