@@ -545,7 +545,6 @@ INIT = ["init", "/dev/x", "--name", "new", "--include", "/etc"]
         (["passphrase", "home", "remove", "--new-passphrase-fd", "0"], "`add` and `change`"),
         (["passphrase", "home", "remove"], "asked for a passphrase"),
         (["passphrase", "home", "enroll-tpm2", "--pin"], "asked for a passphrase"),
-        (["passphrase", "no-such", "remember", "--passphrase-fd", "0"], "No drive is enrolled"),
     ],
 )
 def test_what_cannot_be_touches_nothing(
@@ -562,6 +561,15 @@ def test_what_cannot_be_touches_nothing(
     monkeypatch.setattr(asyncio, "run", never)
     assert cli(monkeypatch, *args) == 1
     assert says in capsys.readouterr().err
+
+
+def test_a_passphrase_is_stored_for_no_drive_that_there_is_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    args = ["passphrase", "no-such", "remember", "--passphrase-fd", "0"]
+    assert cli(monkeypatch, *args) == errors.UnknownDrive.code == 10
+    assert "No drive is enrolled" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("text", "share"), [("5%", 0.05), ("100%", 1.0), ("0.5%", 0.005)])

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .. import luks2, paths
 from ..config import check_name
-from ..errors import ForgedDrive, Refused, ToolFailed, WrongPassphrase
+from ..errors import ForgedDrive, Refused, ToolFailed, UnknownDrive, WrongPassphrase
 from ..run import run, spawn
 from ..secret import kept
 from . import output
@@ -30,7 +30,7 @@ def remember(name: str, passphrase_fd: int | None, as_json: bool) -> int:
     check_name(name)
     header = paths.HEADERS / name
     if not header.exists():
-        raise Refused(
+        raise UnknownDrive(
             f'No drive is enrolled under the name "{name}".', "`cryptback status` lists them."
         )
     label = f"cryptback.{name}"
