@@ -258,6 +258,20 @@ def test_an_entry_that_can_not_be_removed_is_told(
     history.close()
 
 
+def test_a_catalogue_that_can_not_be_removed_is_not_said_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cryptbackd.paths.DRIVES_D", tmp_path)
+    monkeypatch.setattr("cryptbackd.paths.unfinished", lambda _name: tmp_path / "none")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "catalogue").mkdir()
+    (tmp_path / "catalogue" / "home").symlink_to(tmp_path / "elsewhere")
+    history = History(tmp_path / "history.db", lambda _sentence: None)
+    with pytest.raises(Refused, match="catalogue/home can't be removed"):
+        forgetting.forget("home", history, tmp_path)
+    history.close()
+
+
 def test_a_recovery_key_that_is_not_on_the_page_is_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

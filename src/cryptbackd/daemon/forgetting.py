@@ -45,10 +45,7 @@ def forget(name: str, history: History, state: Path = paths.STATE) -> Forgotten:
     history.forget(name)
     catalogue = state / "catalogue" / name
     if catalogue.is_dir():
-        import shutil  # late: the idle daemon needs none of it
-
-        shutil.rmtree(catalogue, ignore_errors=True)
-        done.removed.append(str(catalogue))
+        _remove_all(catalogue, done)
     detached = _is_detached(header)
     # Where the drive may not have the last change of its header yet, both are needed.
     if in_kit and not detached and not header.with_name(f"{name}.pending").exists():
@@ -89,6 +86,17 @@ def _remove(path: Path, done: Forgotten) -> None:
     except OSError as exc:
         raise Refused(f"{path} can't be removed: {exc.strerror}.", "Remove it by hand.") from exc
     done.removed.append(str(path))
+
+
+def _remove_all(directory: Path, done: Forgotten) -> None:
+    import shutil  # late: the idle daemon needs none of it
+
+    try:
+        shutil.rmtree(directory)
+    except OSError as exc:
+        why = exc.strerror or str(exc)
+        raise Refused(f"{directory} can't be removed: {why}.", "Remove it by hand.") from exc
+    done.removed.append(str(directory))
 
 
 def facts(name: str, entry: Entry) -> dict[str, object]:
