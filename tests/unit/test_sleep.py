@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cryptbackd.errors import Refused
-from cryptbackd.model import Outcome, Phase
+from cryptbackd.model import JobKind, Outcome, Phase
 from tests.unit.test_service import HANG, WAIT, Play, World, play, stick  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("fake_worker", "as_root")
@@ -168,6 +168,34 @@ def test_a_job_that_ends_late_is_taken_up_then(play: Play) -> None:  # noqa: F81
         world.service.sleep.ends()
         assert (await world.result()).outcome is Outcome.CANCELLED
         await world.phase(Phase.SYNCING)
+
+    play(scene)
+
+
+@pytest.mark.parametrize("enrolled", [True, False])
+def test_a_first_backup_that_ends_late_is_taken_up_then(
+    play: Play,  # noqa: F811
+    tmp_path: Path,
+    enrolled: bool,
+) -> None:
+    """But not where an entry was to become that of this drive, and did not yet."""
+
+    async def scene(world: World) -> None:
+        said = [["say", "enrolled.", "enrolled"]] if enrolled else []
+        world.script = [*said, ["phase", "syncing"], ["sleep", 0.5], ["stop"]]
+        drive = stick("EEEE-FFFF", 9, "/dev/sdz1")
+        world.service.arrived(drive)
+        world.service.requests.init(drive, {"name": "new", "include": ["/etc"]})
+        await world.phase(Phase.SYNCING, "new")
+        text = (tmp_path / "home.toml").read_text().replace("AAAA-BBBB", "EEEE-FFFF")
+        (tmp_path / "new.toml").write_text(text)
+        (tmp_path / "new.toml").chmod(0o644)
+        world.service.sleep.begins(5.0)
+        world.service.sleep.ends()
+        assert (await world.result()).outcome is Outcome.CANCELLED
+        await asyncio.sleep(0.1)
+        jobs = [(job.kind, job.options["full"]) for job in world.service.supervisor.jobs()]
+        assert jobs == ([(JobKind.BACKUP, False)] if enrolled else [])
 
     play(scene)
 

@@ -237,8 +237,10 @@ class Service:
         seen = self.present.seen.get(job.device.node)
         if entry is None or seen is None or self.requests.is_busy(job.name):
             return
-        if seen.device.diskseq == job.device.diskseq:
-            self.requests.submit_backup(job.name, entry, seen, job.options)
+        if job.begins_again and seen.device.diskseq == job.device.diskseq:
+            # An enrolment is not done again, but its first backup is.
+            options = job.options if job.kind is JobKind.BACKUP else PLAIN_RUN
+            self.requests.submit_backup(job.name, entry, seen, options)
 
     def _ask_again(self, job: Job) -> None:
         """Do again for what nobody could be asked, unless the drive is wanted for nothing more."""

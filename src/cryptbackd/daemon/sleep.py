@@ -22,8 +22,8 @@ from .supervisor import Supervisor
 class Sleep:
     """Call :meth:`begins` and :meth:`ends` as logind tells, and :meth:`job_ended` always.
 
-    *take_up* gets each job that is to be done again; *look* is called after waking, since
-    drives may have come meanwhile.
+    *take_up* gets each backup, and each enrolment that may have been in the middle of its first
+    one, that was interrupted; *look* is called after waking, since drives may have come meanwhile.
     """
 
     supervisor: Supervisor
@@ -42,7 +42,9 @@ class Sleep:
         self._delay = delay
         # Those of the sleep before may not have come to their end yet.
         self._interrupted += [
-            job for job in self.supervisor.jobs() if job.kind is JobKind.BACKUP and not job.stop
+            job
+            for job in self.supervisor.jobs()
+            if job.kind in (JobKind.BACKUP, JobKind.INIT) and not job.stop
         ]
         self.supervisor.fall_asleep()
 
