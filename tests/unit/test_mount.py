@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cryptbackd.cli import browse, mount
+from cryptbackd.cli import browse, bus, close, follow, mount
 from cryptbackd.errors import Refused
 
 
@@ -88,3 +91,46 @@ def test_a_time_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "2026-11-20T10:00:00Z").mkdir()
     with pytest.raises(Refused):
         asyncio.run(browse._tell(browse._Wish("home", "soon", False), tmp_path))
+
+
+class Closing:
+    """The daemon, for which *work* is open, and *home* was until a moment ago."""
+
+    def __init__(self) -> None:
+        self.closed: list[str] = []
+
+    async def listen(self) -> None:
+        pass
+
+    async def call(self, member: str, _signature: str = "", name: str = "") -> list[Any]:
+        if member == "ListDrives":
+            return [[{"name": name, "shown_to": mount.me()} for name in ("home", "work")]]
+        if name == "home":
+            raise Refused("home is not open for browsing.")
+        self.closed.append(name)
+        return [["r1"]]
+
+
+@pytest.mark.parametrize(("name", "closed"), [("home", []), (None, ["work"])])
+def test_what_is_over_already_keeps_nothing_from_being_closed(
+    monkeypatch: pytest.MonkeyPatch, name: str | None, closed: list[str]
+) -> None:
+    """Nor what a keeper that was killed has left from being removed."""
+    there = Closing()
+
+    @asynccontextmanager
+    async def connected() -> AsyncIterator[Closing]:
+        yield there
+
+    async def followed(*_what: Any) -> dict[str, Any]:
+        return {}
+
+    removed: list[Path] = []
+    monkeypatch.setattr(bus, "connected", connected)
+    monkeypatch.setattr(follow, "follow", followed)
+    monkeypatch.setattr(mount, "dead", lambda: iter([Path("/dead")]))
+    monkeypatch.setattr(mount, "unmount", removed.append)
+    with pytest.raises(Refused, match="not open"):
+        asyncio.run(close._close(name, as_json=True))
+    assert there.closed == closed
+    assert removed == [Path("/dead")]

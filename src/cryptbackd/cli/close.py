@@ -6,6 +6,7 @@ import asyncio
 
 import click
 
+from ..errors import CryptbackError
 from . import bus, follow, mount, output
 from .bus import Values
 
@@ -22,21 +23,30 @@ def close(name: str | None, as_json: bool) -> None:
 
 
 async def _close(name: str | None, as_json: bool) -> int:
-    async with bus.connected() as client:
-        await client.listen()
-        names = [name] if name is not None else await _mine(client)
-        results: list[Values] = []
-        for each in names:
-            (runs,) = await client.call("Close", "s", each)
-            ended = await follow.follow(client, each, runs, follow.display(as_json))
-            results += ended.values()
-    for where in list(mount.dead()):
-        mount.unmount(where)  # whoever was to do that was killed
+    results: list[Values] = []
+    failed: list[CryptbackError] = []
+    try:
+        async with bus.connected() as client:
+            await client.listen()
+            for each in [name] if name is not None else await _mine(client):
+                # One that was over in that moment keeps no other open.
+                try:
+                    (runs,) = await client.call("Close", "s", each)
+                except CryptbackError as exc:
+                    failed.append(exc)
+                    continue
+                ended = await follow.follow(client, each, runs, follow.display(as_json))
+                results += ended.values()
+    finally:
+        for where in list(mount.dead()):
+            mount.unmount(where)  # whoever was to do that was killed
     for result in results:
         if as_json:
             output.dump({"event": "result", **result})
         else:
             follow.tell(result)
+    if failed:
+        raise failed[0]
     if not results and not as_json:
         output.say("Nothing is open for browsing.")
     # To have stopped it is what was asked for: no failure.
