@@ -137,7 +137,10 @@ def spoken(version: Made, zone: tzinfo | None = None) -> str:
     name = printable(version.name, 40)
     if version.time is None:
         return name
-    local = datetime.fromtimestamp(version.time, UTC).astimezone(zone)
+    try:
+        local = datetime.fromtimestamp(version.time, UTC).astimezone(zone)
+    except OverflowError:  # the last hours of the year 9999, which a version may be called after
+        return name
     return f"{name} ({local:%Y-%m-%d %H:%M:%S})"
 
 

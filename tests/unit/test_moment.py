@@ -165,6 +165,11 @@ def test_an_hour_that_comes_twice() -> None:
     assert choose("2026-10-25 03:00", versions, NOW, BERLIN).sequence == 3
 
 
+def test_a_name_beyond_the_calendar_of_here_is_refused_like_any_that_is_too_late() -> None:
+    with pytest.raises(Refused, match=r"the first one is 9999-12-31T23:30:00Z\. "):
+        choose("yesterday", made("9999-12-31T23:30:00Z"), NOW, BERLIN)
+
+
 def test_the_name_tells_the_time() -> None:
     assert time_of("1970-01-01T00:00:10Z") == 10
     assert time_of("1970-01-01 00:00:10") is None
