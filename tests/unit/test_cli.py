@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import io
 import json
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -345,6 +346,14 @@ def test_version_and_help(
     assert cli(monkeypatch, "--help") == 0
     for verb in ("init", "status", "run", "cancel", "eject", "history"):
         assert verb in capsys.readouterr().out or cli(monkeypatch, verb, "--help") == 0
+
+
+def test_a_terminal_that_lacks_a_character_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(shown, encoding="latin-1"))
+    assert cli(monkeypatch, "find", "--help") == 0
+    output.say("\u540d \u2026 \u00fc")
+    assert shown.getvalue().endswith(b"\\u540d \\u2026 \xfc\n")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import click
 from .. import __version__
 from ..errors import Cancelled
 from ..leaving import leave
-from .output import complain
+from .output import complain, whatever_the_terminal
 
 VERBS = (
     "init",
@@ -67,6 +67,7 @@ def program() -> NoReturn:
 
 def main() -> int:
     """Run the command line; its exit code."""
+    whatever_the_terminal()
     try:
         code = cryptback.main(prog_name="cryptback", standalone_mode=False)
     except click.ClickException as exc:

@@ -6,6 +6,7 @@ through ``printable`` before a terminal sees it.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -19,6 +20,15 @@ from .bus import Values
 
 DONE = 0
 WARNINGS = 3
+
+
+def whatever_the_terminal() -> None:
+    """Have characters that standard output's encoding lacks written as escapes, from now on.
+
+    As on standard error: a name, or an ellipsis, is to end no command, nor change its exit code.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def say(text: str) -> None:
