@@ -12,6 +12,7 @@ from typing import Any
 import attrs
 import pytest
 
+from cryptbackd import paths
 from cryptbackd.daemon import children, entries
 from cryptbackd.daemon.history import History
 from cryptbackd.daemon.jobs import Job
@@ -518,6 +519,40 @@ def test_an_init_that_is_pulled_is_told_as_what_it_was(
         world.service.left("/dev/sdz")
         result = await world.result()
         assert (result.outcome, result.error) == (Outcome.FAILED, "DriveAbsent")
+        assert told in result.sentence
+
+    play(scene)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"), [(False, "nothing was changed"), (True, "finished at the next plug")]
+)
+@pytest.mark.parametrize("end", ["pulled", "killed"])
+def test_a_change_of_passphrases_that_was_not_made_is_not_said_to_be_finished(
+    play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: bool, told: str, end: str
+) -> None:
+    """Or who removed one would take it for gone."""
+    monkeypatch.setattr(paths, "HEADERS", tmp_path / "headers")
+    header = tmp_path / "headers" / "home"
+    header.parent.mkdir()
+    header.touch()
+
+    async def scene(world: World) -> None:
+        world.service.arrived(stick())
+        await world.result()
+        world.script = [["phase", "changing"], ["key", "current", ""], ["hang"]]
+        if end == "killed":
+            world.script[2:] = [["die"]]
+        job = world.service.requests.passphrase("home", {"action": "remove"})
+        await world.phase(Phase.CHANGING)
+        if changed:
+            (tmp_path / "new").touch()
+            (tmp_path / "new").rename(header)
+        os.close(world.service.requests.hand_over(job.id, "current"))
+        if end == "pulled":
+            world.service.left("/dev/sdx")
+        result = await world.result(1)
+        assert result.outcome is Outcome.FAILED
         assert told in result.sentence
 
     play(scene)

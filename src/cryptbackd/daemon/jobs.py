@@ -13,7 +13,7 @@ from typing import Any
 
 import attrs
 
-from .. import protocol
+from .. import paths, protocol
 from ..config import Entry
 from ..model import Device, JobKind, LedgerEntry, Outcome, Phase, Progress, RunResult, StopReason
 from ..warned import Warnings
@@ -65,6 +65,8 @@ class Job:
     """Whether a way to hand that over was given."""
     enrolled: bool = False
     """Whether an init has come so far that the drive is enrolled, whatever happens now."""
+    header: int = 0
+    """Which file was the stored header when the worker began; 0: none (:func:`stored_header`)."""
     begun: float = 0.0
     """Unix time; 0 while it waits for its turn."""
     seconds: float = 0.0
@@ -104,6 +106,13 @@ class Job:
         return self.pulled or self.mistaken or bool(self.broke_off)
 
     @property
+    def has_changed(self) -> bool:
+        """Whether it is a change of passphrases that is finished, whatever happens now."""
+        if self.kind is not JobKind.PASSPHRASE or not self.header:
+            return False
+        return stored_header(self.name) not in (0, self.header)
+
+    @property
     def remains(self) -> str:
         """What there is when its worker is gone before it was finished; ends a sentence."""
         match self.kind:
@@ -113,7 +122,7 @@ class Job:
                 return "the drive is enrolled, without a backup yet"
             case JobKind.INIT:
                 return "the drive was not enrolled"
-            case JobKind.PASSPHRASE:
+            case JobKind.PASSPHRASE if self.has_changed:
                 return "what was begun is finished at the next plug"
             case JobKind.RESIZE:
                 return "what was begun is finished or undone when the drive is opened next"
@@ -157,6 +166,14 @@ class Job:
             os.close(mount.result())
 
 
+def stored_header(name: str) -> int:
+    """Which file is the stored header of *name*: another one after each change; 0: none."""
+    try:
+        return os.stat(paths.HEADERS / name).st_ino
+    except OSError:
+        return 0
+
+
 _WORK = {
     JobKind.SURVEY: "while it was looked at",
     JobKind.INIT: "in the middle of its enrolment",
@@ -177,8 +194,7 @@ _WORK = {
 def pulled_result(job: Job) -> RunResult:
     """How *job* ends whose drive has left in the middle."""
     work = "in the middle of its first backup" if job.enrolled else _WORK[job.kind]
-    goes_on = (JobKind.BACKUP, JobKind.PASSPHRASE, JobKind.RESIZE)
-    begun = job.kind in goes_on or job.enrolled
+    begun = job.kind in (JobKind.BACKUP, JobKind.RESIZE) or job.enrolled or job.has_changed
     return RunResult(
         Outcome.FAILED,
         f"The drive was pulled out {work}; {job.remains}.",

@@ -215,6 +215,7 @@ class Supervisor:
             lambda name, exc: self._key_failed(job, name, exc),
             luks_uuid(job.name),
         )
+        job.header = jobs.stored_header(job.name)
         job.worker.send(
             job.start(self.history.ledger(job.name), forgotten=self.history.has_forgotten(job.name))
         )
