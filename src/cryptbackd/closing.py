@@ -4,6 +4,7 @@ Whoever serves a FUSE filesystem is asked before a descriptor of it is closed, a
 one can't go on, nor be killed, until they answer.  The bus lets nobody but root send the daemon any
 (``systemd/dbus/org.cryptback1.conf``), but everybody an agent, which has no name; what comes is
 closed by a thread.  It is started by the first of them, and lives as long as the process.
+``cryptback``, which has no name either, takes none where it needs none.
 """
 
 from __future__ import annotations

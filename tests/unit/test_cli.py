@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 import pytest
-from dbus_fast import Message, MessageFlag, MessageType, Variant
+from dbus_fast import BusType, Message, MessageFlag, MessageType, Variant
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -371,6 +371,42 @@ def test_a_wrong_command_line_is_any_other_failure(
     monkeypatch: pytest.MonkeyPatch, args: list[str]
 ) -> None:
     assert cli(monkeypatch, *args) == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "takes"),
+    [
+        (["status", "home"], False),
+        (["run", "home"], False),
+        (["cancel", "home"], False),
+        (["eject", "home"], False),
+        (["close"], False),
+        (["verify", "home"], False),
+        (["history"], False),
+        (["resize", "home", "max"], False),
+        (["doctor", "--repair", "home"], False),
+        (["doctor", "--repair", "home", "--device", "/dev/sdz1", "--yes"], False),
+        (["restore", "home", "/etc"], True),
+        (["find", "notes"], True),
+    ],
+)
+def test_who_needs_no_descriptor_takes_none(
+    monkeypatch: pytest.MonkeyPatch, args: list[str], takes: bool
+) -> None:
+    """Or any user could send one by which this program can't end."""
+    asked: list[bool] = []
+
+    class Absent:
+        def __init__(self, *, bus_type: BusType, negotiate_unix_fd: bool) -> None:
+            assert bus_type is BusType.SYSTEM
+            asked.append(negotiate_unix_fd)
+
+        async def connect(self) -> None:
+            raise FileNotFoundError
+
+    monkeypatch.setattr(bus, "MessageBus", Absent)
+    assert cli(monkeypatch, *args) == 1
+    assert asked == [takes]
 
 
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # of dbus-fast

@@ -119,7 +119,7 @@ def test_what_is_over_already_keeps_nothing_from_being_closed(
     there = Closing()
 
     @asynccontextmanager
-    async def connected() -> AsyncIterator[Closing]:
+    async def connected(**_how: bool) -> AsyncIterator[Closing]:
         yield there
 
     async def followed(*_what: Any) -> dict[str, Any]:

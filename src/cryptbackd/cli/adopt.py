@@ -124,7 +124,7 @@ def _where(found: Values) -> str:
 
 async def look(name: str) -> Values:
     """What the daemon finds about the header on the drive *name*."""
-    async with bus.connected() as client:
+    async with bus.connected(fds=False) as client:
         (answer,) = await client.call("Header", "s", name)
     found: Values = json.loads(answer)
     return found
@@ -165,7 +165,7 @@ async def _adopt(choice: Choice, passphrase: bytes) -> Values:
 
 
 async def _survey(plan: Plan) -> Values:
-    async with bus.connected() as client:
+    async with bus.connected(fds=False) as client:
         (answer,) = await client.call("Survey", "sa{sv}", plan.device, plan.options())
     found: Values = json.loads(answer)
     return found

@@ -157,10 +157,14 @@ class Client:
 
 
 @asynccontextmanager
-async def connected() -> AsyncIterator[Client]:
-    """A client for the time of the block; raises CryptbackError when there is no bus."""
+async def connected(*, fds: bool = True) -> AsyncIterator[Client]:
+    """A client for the time of the block; raises CryptbackError when there is no bus.
+
+    Who needs none says no to *fds*: then nobody can send one that keeps this process from
+    ending, such as one of a FUSE filesystem of theirs (see ``closing``).
+    """
     try:
-        bus = MessageBus(bus_type=BusType.SYSTEM, negotiate_unix_fd=True)
+        bus = MessageBus(bus_type=BusType.SYSTEM, negotiate_unix_fd=fds)
         await bus.connect()
     except (OSError, EOFError, AuthError, InvalidAddressError) as exc:
         raise CryptbackError(

@@ -21,7 +21,7 @@ def cancel(name: str, as_json: bool) -> None:
 
 
 async def _cancel(name: str, as_json: bool) -> int:
-    async with bus.connected() as client:
+    async with bus.connected(fds=False) as client:
         await client.listen()
         (runs,) = await client.call("Cancel", "s", name)
         results = await follow.follow(client, name, runs, follow.display(as_json))

@@ -26,7 +26,7 @@ async def _close(name: str | None, as_json: bool) -> int:
     results: list[Values] = []
     failed: list[CryptbackError] = []
     try:
-        async with bus.connected() as client:
+        async with bus.connected(fds=False) as client:
             await client.listen()
             for each in [name] if name is not None else await _mine(client):
                 # One that was over in that moment keeps no other open.

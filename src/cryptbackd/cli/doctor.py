@@ -53,7 +53,7 @@ def _doctor(name: str, device: str | None, yes: bool, as_json: bool) -> int:
 
 
 async def _repair(name: str, device: str | None, as_json: bool) -> Values:
-    async with bus.connected() as client:
+    async with bus.connected(fds=False) as client:
         await client.listen()
         (run,) = await client.call("Repair", "sa{sv}", name, bus.options(device=device))
         output.begun(name, run, as_json)

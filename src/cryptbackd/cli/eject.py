@@ -22,7 +22,7 @@ def eject(name: str, as_json: bool) -> None:
 
 
 async def _eject(name: str, as_json: bool) -> int:
-    async with bus.connected() as client:
+    async with bus.connected(fds=False) as client:
         await client.listen()
         (runs,) = await client.call("Eject", "s", name)
         results = await follow.follow(client, name, runs, follow.display(as_json))

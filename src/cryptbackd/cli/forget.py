@@ -48,12 +48,12 @@ def _forget(name: str, yes: bool, as_json: bool) -> int:
 
 async def _known(name: str) -> None:
     """Raise UnknownDrive before anybody is asked."""
-    async with bus.connected() as client:
+    async with bus.connected(fds=False) as client:
         await client.call("GetDrive", "s", name)
 
 
 async def _ask(name: str) -> Values:
-    async with bus.connected() as client:
+    async with bus.connected(fds=False) as client:
         (answer,) = await client.call("Forget", "s", name)
     done: Values = json.loads(answer)
     return done

@@ -28,7 +28,7 @@ def history(name: str | None, limit: int, as_json: bool) -> None:
 
 
 async def _history(name: str | None, limit: int, as_json: bool) -> int:
-    async with bus.connected() as client:
+    async with bus.connected(fds=False) as client:
         (runs,) = await client.call("GetHistory", "su", name or "", limit)
     if as_json:
         output.dump({"runs": runs})

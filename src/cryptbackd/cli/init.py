@@ -259,7 +259,7 @@ def _with_kit(plan: Plan, directory: str) -> int:
 
 
 async def _survey(plan: Plan) -> Values:
-    async with bus.connected() as client:
+    async with bus.connected(fds=False) as client:
         (answer,) = await client.call("Survey", "sa{sv}", plan.device, plan.options())
     found: Values = json.loads(answer)
     return found

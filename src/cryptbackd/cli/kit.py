@@ -238,7 +238,7 @@ def write_for(plan: Plan, into: Places) -> None:
 
 async def _known(name: str) -> None:
     """Raise UnknownDrive before anything is made for a drive that there is not."""
-    async with bus.connected() as client:
+    async with bus.connected(fds=False) as client:
         await client.call("GetDrive", "s", name)
 
 
@@ -254,5 +254,5 @@ async def _fetch(name: str) -> tuple[Values, bytes]:
 
 async def _note(name: str, header: bytes) -> None:
     """Tell the daemon that there is a kit with this header."""
-    async with bus.connected() as client:
+    async with bus.connected(fds=False) as client:
         await client.call("KitWritten", "ss", name, hashlib.sha256(header).hexdigest())

@@ -158,7 +158,7 @@ def _check(plan: _Plan, adopting: bool) -> None:
 
 async def want_here(name: str) -> None:
     """Nobody is to type for a drive that isn't here."""
-    async with bus.connected() as client:
+    async with bus.connected(fds=False) as client:
         (drive,) = await client.call("GetDrive", "s", name)
     if drive["state"] == "absent":
         raise DriveAbsent(f"The drive {name} is not plugged in.", "Plug it in, and try again.")

@@ -34,7 +34,7 @@ def resize(name: str, size: str, as_json: bool) -> None:
 
 
 async def _resize(name: str, size: str, as_json: bool) -> int:
-    async with bus.connected() as client:
+    async with bus.connected(fds=False) as client:
         await client.listen()
         (run_id,) = await client.call("Resize", "ss", name, size)
         output.begun(name, run_id, as_json)

@@ -28,7 +28,7 @@ def run(name: str, full: bool, accept_changes: bool, no_wait: bool, as_json: boo
 
 
 async def _run(name: str, full: bool, accept: bool, no_wait: bool, as_json: bool) -> int:
-    async with bus.connected() as client:
+    async with bus.connected(fds=False) as client:
         await client.listen()
         (run_id,) = await client.call("Run", "sa{sv}", name, bus.options(full=full, accept=accept))
         if as_json:

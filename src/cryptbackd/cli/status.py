@@ -23,7 +23,7 @@ def status(name: str | None, watch: bool, as_json: bool) -> None:
 
 
 async def _status(name: str | None, watch: bool, as_json: bool) -> int:
-    async with bus.connected() as client:
+    async with bus.connected(fds=False) as client:
         if watch:
             await client.listen()
         if name is not None:

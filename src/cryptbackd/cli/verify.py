@@ -46,7 +46,7 @@ async def _verify(
     name: str, sample: float | None, full: bool, at: str | None, as_json: bool
 ) -> int:
     options = bus.options(sample=sample, full=full, at=at)
-    async with bus.connected() as client:
+    async with bus.connected(fds=False) as client:
         await client.listen()
         (run,) = await client.call("Verify", "sa{sv}", name, options)
         output.begun(name, run, as_json)
