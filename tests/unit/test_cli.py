@@ -608,6 +608,21 @@ def test_what_cannot_be_touches_nothing(
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        [*INIT, "--yes", "--passphrase-fd", "0", "--pbkdf-memory", "4097"],
+        [*INIT, "--yes", "--passphrase-fd", "0", "--pbkdf-iterations", "10001"],
+        ["passphrase", "home", "add", "--pbkdf-memory", "9" * 30],
+    ],
+)
+def test_what_no_header_may_cost_is_refused_before_anything_is_made(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], args: list[str]
+) -> None:
+    assert cli(monkeypatch, *args) == 1
+    assert "is not in the range 1<=x<=" in capsys.readouterr().err
+
+
 def test_a_passphrase_is_stored_for_no_drive_that_there_is_not(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

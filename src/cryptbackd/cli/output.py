@@ -120,9 +120,16 @@ def exit_code(result: Values) -> int:
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+# What costs more is taken for a forged header that is to keep a computer busy (worker.whitelist).
 pbkdf_memory_option = click.option(
-    "--pbkdf-memory", type=click.IntRange(1), metavar="MIB", help="Memory that guessing costs."
+    "--pbkdf-memory",
+    type=click.IntRange(1, 4096),
+    metavar="MIB",
+    help="Memory that guessing costs.",
 )
 pbkdf_iterations_option = click.option(
-    "--pbkdf-iterations", type=click.IntRange(1), metavar="N", help="Time that guessing costs."
+    "--pbkdf-iterations",
+    type=click.IntRange(1, 10_000),
+    metavar="N",
+    help="Time that guessing costs.",
 )
