@@ -113,6 +113,13 @@ def test_a_killed_daemon_leaves_interrupted_runs(
     other.close()
 
 
+def test_a_killed_daemon_interrupts_nothing_that_does_not_begin_again(history: History) -> None:
+    history.begin(Run("r1", "home", JobKind.VERIFY, 100.0), HERE)
+    (killed,) = history.interrupted_by_death("It was killed.", 200.0)
+    assert (killed.outcome, killed.interrupted) == (Outcome.FAILED, False)
+    assert history.runs() == [killed]
+
+
 def test_the_last_success_made_a_version(history: History) -> None:
     assert history.last_success("home") == 0
     history.begin(run("r1"), HERE)

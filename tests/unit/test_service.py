@@ -554,6 +554,7 @@ def test_a_change_of_passphrases_that_was_not_made_is_not_said_to_be_finished(
         result = await world.result(1)
         assert result.outcome is Outcome.FAILED
         assert told in result.sentence
+        assert not world.history.runs()[0].interrupted  # or it would be begun again by itself
 
     play(scene)
 

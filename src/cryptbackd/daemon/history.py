@@ -89,17 +89,21 @@ class History:
 
     def interrupted_by_death(self, sentence: str, now: float) -> list[Run]:
         """End the runs that the daemon didn't live to end, as failed with this *sentence*; call
-        it once, after the sweep.
+        it once, after the sweep.  Backups count as interrupted: they begin again by themselves.
         """
         unfinished = [_run(row) for row in self._ask("WHERE finished IS NULL", ())]
         self._db.execute(
-            "UPDATE runs SET finished = ?, outcome = ?, interrupted = 1, sentence = ?"
+            "UPDATE runs SET finished = ?, outcome = ?, interrupted = job IN (?, ?), sentence = ?"
             " WHERE finished IS NULL",
-            (now, Outcome.FAILED.value, sentence),
+            (now, Outcome.FAILED.value, *_BACKUPS, sentence),
         )
         return [
             attrs.evolve(
-                run, finished=now, outcome=Outcome.FAILED, interrupted=True, sentence=sentence
+                run,
+                finished=now,
+                outcome=Outcome.FAILED,
+                interrupted=run.job.value in _BACKUPS,
+                sentence=sentence,
             )
             for run in unfinished
         ]

@@ -237,8 +237,9 @@ class Supervisor:
     async def _broken_off(self, job: Job) -> RunResult:
         """The result of a job that was not finished, when nothing of its worker is left."""
         status = await job.worker.ended() if job.worker is not None else 0
-        # Whatever a mistake was made with, it would be made again.
-        job.interrupted = not job.mistaken
+        # Whatever a mistake was made with, it would be made again; and what somebody asked for, and
+        # is no backup, is not begun again by itself.
+        job.interrupted = not job.mistaken and job.kind in (JobKind.BACKUP, JobKind.INIT)
         if job.pulled:
             result = jobs.pulled_result(job)
         elif job.mistaken:
