@@ -623,6 +623,28 @@ def test_what_no_header_may_cost_is_refused_before_anything_is_made(
     assert "is not in the range 1<=x<=" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["kit", "home"],
+        ["init", "/dev/x", "--name", "new", "--include", "here"],
+        ["find", "./here"],
+        ["restore", "home", "here"],
+    ],
+)
+def test_a_directory_that_is_gone_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    args: list[str],
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert cli(monkeypatch, *args) == 1
+    assert "The directory that you are in is gone." in capsys.readouterr().err
+
+
 def test_a_passphrase_is_stored_for_no_drive_that_there_is_not(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

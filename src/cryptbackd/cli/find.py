@@ -48,7 +48,7 @@ def resolved(pattern: str) -> str:
     if pattern.startswith("~"):
         return os.path.expanduser(pattern)
     if pattern.startswith(("./", "../")):
-        return os.path.abspath(pattern)
+        return output.absolute(pattern)
     return pattern
 
 

@@ -181,30 +181,33 @@ def init(
     Makes an encrypted container on it, remembers the drive, and makes the first backup.
     Shows first what is on the device, and asks before anything is changed.
     """
-    plan = Plan(
-        device,
-        name,
-        tuple(os.path.abspath(path) for path in include),
-        tuple(os.path.abspath(path) for path in include_from),
-        exclude,
-        size,
-        filesystem,
-        format_,
-        container,
-        owner,
-        passphrase_fd,
-        not no_run,
-        yes,
-        pbkdf_memory,
-        pbkdf_iterations,
-        part_size,
-        adopt,
-        detached,
-        kit,
-        header,
-        as_json,
-    )
-    output.finish(lambda: _init(plan), as_json)
+
+    def plan() -> Plan:
+        return Plan(
+            device,
+            name,
+            tuple(output.absolute(path) for path in include),
+            tuple(output.absolute(path) for path in include_from),
+            exclude,
+            size,
+            filesystem,
+            format_,
+            container,
+            owner,
+            passphrase_fd,
+            not no_run,
+            yes,
+            pbkdf_memory,
+            pbkdf_iterations,
+            part_size,
+            adopt,
+            detached,
+            kit,
+            header,
+            as_json,
+        )
+
+    output.finish(lambda: _init(plan()), as_json)
 
 
 def _init(plan: Plan) -> int:
@@ -246,7 +249,7 @@ def _with_kit(plan: Plan, directory: str) -> int:
     """Enrol the drive, and write its kit: before anything counts, or when all is done."""
     from . import kit
 
-    kits = kit.Plan(plan.name, Path(os.path.abspath(directory)), False, plan.as_json)
+    kits = kit.Plan(plan.name, Path(output.absolute(directory)), False, plan.as_json)
     with kit.places(kits) as places:
         passphrase = ask.new("Passphrase for the drive", plan.passphrase_fd)
         result = asyncio.run(_enrol(plan, passphrase, places if plan.detached else None))

@@ -70,8 +70,12 @@ def kit(
 
     The page has all that is needed to get the files back by hand, on any computer.
     """
-    plan = Plan(name, Path(os.path.abspath(directory)), yes, as_json)
-    output.finish(lambda: _kit(plan, recovery_key, passphrase_fd), as_json)
+
+    def verb() -> int:
+        plan = Plan(name, Path(output.absolute(directory)), yes, as_json)
+        return _kit(plan, recovery_key, passphrase_fd)
+
+    output.finish(verb, as_json)
 
 
 @attrs.frozen

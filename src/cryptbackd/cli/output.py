@@ -65,6 +65,16 @@ def is_terminal() -> bool:
     return sys.stdout.isatty()
 
 
+def absolute(path: str) -> str:
+    """*path*, from / on; raises Refused."""
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError:
+        raise Refused(
+            "The directory that you are in is gone.", "Say the path of what you mean from / on."
+        ) from None
+
+
 def want_root() -> None:
     """Raise Refused for anybody but root, before anything is asked of them."""
     if os.geteuid() != 0:

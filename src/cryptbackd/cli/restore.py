@@ -81,12 +81,7 @@ def restore(
 
 
 def _absolute(path: str) -> str:
-    try:
-        return os.path.abspath(path).replace("//", "/")
-    except FileNotFoundError:
-        raise Refused(
-            "The directory that you are in is gone.", "Name what is to be restored from / on."
-        ) from None
+    return output.absolute(path).replace("//", "/")
 
 
 async def _restore(plan: _Plan) -> int:
