@@ -473,6 +473,7 @@ class Wire:
     def __init__(self, owner: str = ":1.5") -> None:
         self.owner = owner
         self.hear: Callable[[Message], None] = lambda _message: None
+        self.is_lost = asyncio.Event()
 
     def add_message_handler(self, handler: Callable[[Message], None]) -> None:
         self.hear = handler
@@ -483,6 +484,10 @@ class Wire:
         body = [self.owner] if message.member == "GetNameOwner" else []
         kind = MessageType.METHOD_RETURN
         return Message(message_type=kind, reply_serial=1, signature="s" * len(body), body=body)
+
+    async def wait_for_disconnect(self) -> None:
+        await self.is_lost.wait()
+        raise EOFError
 
     def owned(self, before: str, now: str) -> None:
         body = ["org.cryptback1", before, now]
@@ -519,6 +524,20 @@ def test_nobody_but_the_daemon_tells_how_a_run_ended(owner: str) -> None:
         return [(await client.news())[1]["id"] for _ in range(2)]
 
     assert asyncio.run(hear()) == ["r1", "r2"]
+
+
+def test_nobody_waits_for_news_from_a_bus_that_is_lost() -> None:
+    async def hear() -> None:
+        wire = Wire()
+        client = bus.Client(wire)  # type: ignore[arg-type]
+        await client.listen()
+        wire.finished(":1.5", "r1")
+        wire.is_lost.set()
+        assert (await client.news())[1] == {"id": "r1"}
+        await asyncio.wait_for(client.news(), 5)
+
+    with pytest.raises(errors.CryptbackError, match="connection to the system bus was lost"):
+        asyncio.run(hear())
 
 
 def test_a_flood_is_told_as_such() -> None:

@@ -35,7 +35,8 @@ class Client:
 
     def __init__(self, bus: MessageBus) -> None:
         self._bus = bus
-        self._heard: asyncio.Queue[tuple[str, Values] | None] = asyncio.Queue()
+        self._heard: asyncio.Queue[tuple[str, Values] | CryptbackError] = asyncio.Queue()
+        self._minding: asyncio.Task[None] | None = None
         self._owner = ""
         """The daemon's unique name, while there is a daemon."""
 
@@ -54,8 +55,9 @@ class Client:
         return answer, fd
 
     async def listen(self) -> None:
-        """Hear the daemon's signals from now on, and its death."""
+        """Hear the daemon's signals from now on, its death, and the loss of the bus."""
         self._bus.add_message_handler(self._received)
+        self._minding = asyncio.get_running_loop().create_task(self._mind_connection())
         for rule in (
             f"type='signal',sender='{_NAME}',interface='{_INTERFACE}'",
             f"type='signal',sender='{_BUS}',member='NameOwnerChanged',arg0='{_NAME}'",
@@ -67,15 +69,11 @@ class Client:
 
     async def news(self) -> tuple[str, Values]:
         """The next signal: its name and its values; raises CryptbackError when the daemon is
-        gone.
+        gone, or the bus.
         """
         item = await self._heard.get()
-        if item is None:
-            raise CryptbackError(
-                "The service cryptbackd ended in the middle.",
-                "What was going on is taken up when it starts again; see `journalctl -u"
-                " cryptbackd`.",
-            )
+        if isinstance(item, CryptbackError):
+            raise item
         what, values = item
         if values.get("withheld"):
             await self._complete(what, values)
@@ -94,6 +92,12 @@ class Client:
         except CryptbackError:
             pass  # then it is as it was told to everybody
 
+    async def _mind_connection(self) -> None:
+        """Without a bus no news would ever come, and no end of what is waited for."""
+        with suppress(EOFError, OSError):
+            await self._bus.wait_for_disconnect()  # type: ignore[no-untyped-call]
+        self._heard.put_nowait(_lost())
+
     def _received(self, message: Message) -> None:
         if message.message_type is not MessageType.SIGNAL:
             return
@@ -101,7 +105,7 @@ class Client:
             if message.body[0] == _NAME:
                 self._owner = str(message.body[2])
                 if not self._owner:
-                    self._heard.put_nowait(None)
+                    self._heard.put_nowait(_ended())
             return
         # The bus lets anybody send the like to this connection, whatever was asked of it.
         if not self._owner or message.sender != self._owner:
@@ -148,7 +152,7 @@ class Client:
         try:
             reply = await self._bus.call(message)
         except (EOFError, OSError) as exc:
-            raise CryptbackError("The connection to the system bus was lost.") from exc
+            raise _lost() from exc
         if reply is None:
             raise CryptbackError("The system bus gave no answer.")
         if reply.message_type is MessageType.ERROR:
@@ -195,6 +199,20 @@ def options(**values: bool | int | float | str | list[str] | None) -> dict[str, 
         for key, value in values.items()
         if value is not None
     }
+
+
+def _ended() -> CryptbackError:
+    return CryptbackError(
+        "The service cryptbackd ended in the middle.",
+        "What was going on is taken up when it starts again; see `journalctl -u cryptbackd`.",
+    )
+
+
+def _lost() -> CryptbackError:
+    return CryptbackError(
+        "The connection to the system bus was lost.",
+        "`journalctl -u cryptbackd` tells how it went.",
+    )
 
 
 def _error(reply: Message) -> CryptbackError:
