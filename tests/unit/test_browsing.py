@@ -17,7 +17,7 @@ from cryptbackd.daemon import browsing, mounts, sessions, supervisor
 from cryptbackd.daemon.bus import Bus
 from cryptbackd.errors import Refused
 from cryptbackd.model import JobKind, Outcome, Phase
-from tests.unit.private_bus import ask, client
+from tests.unit.private_bus import ask, client, gone
 from tests.unit.test_bus import Act, act, nobody_asks  # noqa: F401
 from tests.unit.test_service import World, play, stick  # noqa: F401
 
@@ -93,6 +93,30 @@ def test_it_is_shown_where_who_asked_says_and_closed(act: Act, fuse: str) -> Non
             assert (job.kind, result.safe) == (JobKind.BROWSE, True)
             refused = await ask(one, "Close", "s", "home")
             assert "home is not open for browsing." in refused.body[0]
+        os.close(fd)
+        await nobody_waits(world)
+
+    act(scene)
+
+
+def test_it_ends_with_the_bus_by_which_nobody_would_be_heard_to_leave(
+    act: Act,  # noqa: F811
+    fuse: str,
+) -> None:
+    async def scene(world: World, served: Bus) -> None:
+        await idle(world, SCRIPT)
+        fd = os.open(fuse, os.O_PATH)
+        async with client() as one:
+            assert await hand(one, await begin(world, one), fd) == ""
+            await told(world, "got 10:229")
+            world.service.sleep._asleep = True
+            inside = served._bus
+            assert inside is not None
+            inside.disconnect()
+            await world.result(1)
+            assert world.ends[1][0].kind is JobKind.BROWSE
+            assert not world.service.sleep._asleep  # nor would the computer be heard to wake up
+            await gone(inside)
         os.close(fd)
         await nobody_waits(world)
 

@@ -110,6 +110,9 @@ class Bus:
                 " service until it is restarted.",
                 journal.Priority.WARNING,
             )
+            self._clients.lost()
+            # Nor would logind be heard, which tells when the computer is back.
+            self.service.sleep.ends()
 
     def drive_changed(self, name: str) -> None:
         """Tell of the drive, at once or (shortly after the last time) in a moment."""

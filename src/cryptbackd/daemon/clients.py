@@ -58,6 +58,11 @@ class Clients:
         if all(job.id != run for job in self._jobs.get(client, [])):
             raise Refused("Nothing is wanted from you for that.")
 
+    def lost(self) -> None:
+        """The bus is gone: of nobody would be heard that they leave."""
+        for client in list(self._jobs):
+            self.left(client)
+
     def left(self, client: str) -> None:
         """The connection *client* is gone."""
         for job in self._jobs.get(client, []):
