@@ -50,27 +50,48 @@ CONFIG = """
 """
 
 
+@attrs.define
+class PrivateBus:
+    """A bus that can be stopped, and started anew at the same place."""
+
+    config: Path
+    address: str = ""
+    _daemon: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        """Returns when it can be reached."""
+        command = ["dbus-daemon", f"--config-file={self.config}", "--nofork", "--print-address=1"]
+        pipe = asyncio.subprocess.PIPE
+        self._daemon = await asyncio.create_subprocess_exec(
+            *command, stdout=pipe, stderr=asyncio.subprocess.DEVNULL
+        )
+        assert self._daemon.stdout is not None
+        self.address = (await self._daemon.stdout.readline()).decode().strip()
+
+    async def stop(self) -> None:
+        """Returns when it is gone."""
+        if self._daemon is not None:
+            daemon, self._daemon = self._daemon, None
+            with contextlib.suppress(ProcessLookupError):  # it is gone already
+                daemon.terminate()
+            await daemon.wait()
+
+
 @contextlib.asynccontextmanager
-async def private_bus(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
-    """Its address, for as long as the block lasts."""
+async def private_bus(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[PrivateBus]:
+    """It is there for as long as the block lasts."""
     directory = tempfile.mkdtemp(prefix="cryptback-bus-")
     os.chmod(directory, 0o755)  # others are to reach it
     policy = ROOT / "systemd" / "dbus" / "org.cryptback1.conf"
     config = Path(directory) / "config"
     config.write_text(CONFIG.format(directory=directory, policy=policy))
-    command = ["dbus-daemon", f"--config-file={config}", "--nofork", "--print-address=1"]
-    pipe = asyncio.subprocess.PIPE
-    daemon = await asyncio.create_subprocess_exec(
-        *command, stdout=pipe, stderr=asyncio.subprocess.DEVNULL
-    )
+    bus = PrivateBus(config)
     try:
-        assert daemon.stdout is not None
-        address = (await daemon.stdout.readline()).decode().strip()
-        monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", address)
-        yield address
+        await bus.start()
+        monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", bus.address)
+        yield bus
     finally:
-        daemon.terminate()
-        await daemon.wait()
+        await bus.stop()
         shutil.rmtree(directory)
 
 
@@ -92,7 +113,8 @@ async def served(service: Service) -> AsyncIterator[Bus]:
 
 async def gone(bus: MessageBus) -> None:
     """Wait for the end of a connection; dbus-fast leaves the socket to the garbage collector."""
-    await bus.wait_for_disconnect()  # type: ignore[no-untyped-call]
+    with contextlib.suppress(OSError, EOFError):  # the bus went first
+        await bus.wait_for_disconnect()  # type: ignore[no-untyped-call]
     for part in (getattr(bus, "_stream", None), bus._sock):
         if part is not None:
             part.close()

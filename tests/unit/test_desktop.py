@@ -127,8 +127,8 @@ def act(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Act:
     """Play a scene."""
 
     async def main(scene: Callable[[World], Awaitable[None]]) -> None:
-        async with private_bus(monkeypatch) as address, client() as bus:
-            monkeypatch.setenv("DBUS_SESSION_BUS_ADDRESS", address)
+        async with private_bus(monkeypatch) as there, client() as bus:
+            monkeypatch.setenv("DBUS_SESSION_BUS_ADDRESS", there.address)
             asked: list[tuple[str, str]] = []
 
             async def ask_for(verb: str, name: str) -> str:

@@ -160,6 +160,11 @@ class Agents:
         if self._known.pop(name, None) is not None and self.link is not None:
             self._tasks.start(self._unmind(name))
 
+    def all_left(self) -> None:
+        """The bus is gone, and with it all connections."""
+        for name in [*self._known, *self._registering]:
+            self.left(name)
+
     async def for_entry(self, entry: Entry) -> list[str]:
         """The agents that may be asked about *entry*: its owner's.
 

@@ -2,8 +2,9 @@
 
 Messages are handled raw, since dbus-fast's services never learn the sender, by whom it is
 decided who may ask what.  No descriptor is taken from anybody: those that come are closed,
-whatever the message is, but for the replies that are awaited.  The connection lives
-as long as the daemon; a daemon without a bus goes on without one.
+whatever the message is, but for the replies that are awaited.  A daemon without a bus goes on
+without one, and tries again and again: when the bus is back, all is told anew that only a
+connection has.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ _REPLIES = (MessageType.METHOD_RETURN, MessageType.ERROR)
 _TOO_MANY = "org.freedesktop.DBus.Error.LimitsExceeded"
 _EVERY = 0.25
 """Seconds between two signals about the same drive."""
+_PAUSES = (1.0, 60.0)
+"""Seconds before the first try to connect again, and at most; each pause is twice the last."""
 
 
 @attrs.define
@@ -64,6 +67,7 @@ class Bus:
     _closer: Closer = attrs.field(factory=Closer)
     _awaited: set[int] = attrs.field(factory=set)
     """The serials of our own calls whose replies may bring descriptors."""
+    _coming_back: asyncio.Task[None] | None = None
 
     def __attrs_post_init__(self) -> None:
         self._clients = Clients(self, self.service.requests.client_left)
@@ -80,19 +84,20 @@ class Bus:
         self._bus = bus
         try:
             await connection.join(bus, NAME)
-        except OSError:
-            self._bus = None
-            bus.disconnect()
+            for rule in RULES:
+                await self.ask_bus("AddMatch", "s", [rule])
+        except BaseException:
+            self._let_go(bus)
             raise
         self._tasks.start(self._mind_connection(bus))
-        for rule in RULES:
-            await self.ask_bus("AddMatch", "s", [rule])
 
     def close(self) -> None:
         """Leave the bus."""
         for timer in self._timers.values():
             timer.cancel()
         self._inhibitor.want(False)
+        if self._coming_back is not None:
+            self._coming_back.cancel()
         if self._bus is not None:
             bus, self._bus = self._bus, None
             bus.disconnect()
@@ -104,15 +109,39 @@ class Bus:
         except (OSError, EOFError) as exc:
             fault = f" ({exc})"
         if self._bus is bus:
-            self._bus = None
+            self._let_go(bus)
             journal.log(
                 f"The connection to the system bus is lost{fault}; `cryptback` will not reach this"
-                " service until it is restarted.",
+                " service until it is there again.",
                 journal.Priority.WARNING,
             )
-            self._clients.lost()
             # Nor would logind be heard, which tells when the computer is back.
             self.service.sleep.ends()
+            self.come_back()
+
+    def _let_go(self, bus: MessageBus) -> None:
+        """Forget all that was known by the names of *bus*, which the next one gives to others."""
+        self._bus = None
+        connection.leave(bus)
+        unread, self._unread = self._unread, {}
+        for taken in unread.values():
+            taken()
+        self.service.agents.all_left()
+        self._clients.all_left()
+
+    def come_back(self) -> None:
+        """Connect as soon as there is a bus."""
+        self._coming_back = self._tasks.start(self._connect_again())
+
+    async def _connect_again(self) -> None:
+        pause, longest = _PAUSES
+        while self._bus is None:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, longest)
+            with contextlib.suppress(OSError, CryptbackError):
+                await self.connect()
+        journal.log("The system bus is there again, and `cryptback` reaches this service.")
+        await self._inhibitor.renew()
 
     def drive_changed(self, name: str) -> None:
         """Tell of the drive, at once or (shortly after the last time) in a moment."""
@@ -132,7 +161,7 @@ class Bus:
     def work_changed(self) -> None:
         """Have the computer wait with its sleep as long as there is a job."""
         working = next(self.service.supervisor.jobs(), None) is not None
-        self._inhibitor.want(working and self._bus is not None)
+        self._inhibitor.want(working)
 
     def remind(self, name: str, days: int) -> None:
         """Tell that a drive was not backed up for so many days."""
@@ -244,7 +273,7 @@ class Bus:
     async def _ask(self, message: Message) -> Message | None:
         """The reply to a call of ours, with its descriptors; None when the bus is gone."""
         bus = self._bus
-        if bus is None:
+        if bus is None or not bus.connected:
             return None
         message.serial = bus.next_serial()
         self._awaited.add(message.serial)

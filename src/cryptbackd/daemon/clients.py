@@ -42,13 +42,20 @@ class Clients:
 
         async def forget() -> None:
             await job.over
+            if not self._is_known(client, job):
+                return
             with contextlib.suppress(CryptbackError):
                 await self.link.unmind(client)
             self._forget(client, job)
 
         self._tasks.start(forget())
 
+    def _is_known(self, client: str, job: Job) -> bool:
+        return job in self._jobs.get(client, [])
+
     def _forget(self, client: str, job: Job) -> None:
+        if not self._is_known(client, job):
+            return
         self._jobs[client].remove(job)
         if not self._jobs[client]:
             del self._jobs[client]
@@ -58,10 +65,11 @@ class Clients:
         if all(job.id != run for job in self._jobs.get(client, [])):
             raise Refused("Nothing is wanted from you for that.")
 
-    def lost(self) -> None:
-        """The bus is gone: of nobody would be heard that they leave."""
+    def all_left(self) -> None:
+        """The bus is gone, and with it all clients; the next one gives their names to others."""
         for client in list(self._jobs):
             self.left(client)
+        self._jobs.clear()
 
     def left(self, client: str) -> None:
         """The connection *client* is gone."""

@@ -12,6 +12,7 @@ read, while nothing else is done.  Everybody on the computer can bring about eac
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
 from collections import deque
@@ -32,10 +33,15 @@ from dbus_fast.errors import AuthError, InvalidAddressError
 
 _PORTION = 256
 """Reads (two a message) after which the loop gets its turn."""
+_NOBODY_THERE = (BrokenPipeError, ConnectionResetError)
 
 
 class _Socket:
-    """A socket that seems to be empty now and then, and sends nothing while it is full."""
+    """A socket that seems to be empty now and then, and sends nothing while it is full.
+
+    What is sent when nobody is there any more is lost: dbus-fast would tell whoever sent it,
+    though few wait for that, and reading tells it anyway.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -50,6 +56,13 @@ class _Socket:
         self._left -= 1
         return self._sock.recvmsg(*how)
 
+    def recv(self, size: int) -> bytes:
+        """Read what is said before the first message; dbus-fast would wait for more for ever."""
+        data = self._sock.recv(size)
+        if not data:
+            raise EOFError("it was closed")
+        return data
+
     def sendmsg(self, buffers: Sequence[Any], ancillary: Sequence[Any]) -> int:
         """Send what fits in; 0 when nothing does, and the descriptors go with the next."""
         try:
@@ -57,6 +70,8 @@ class _Socket:
         except BlockingIOError:
             self._owed = ancillary
             return 0
+        except _NOBODY_THERE:
+            return sum(map(len, buffers))
 
     def send(self, data: Any) -> int:
         """Send what fits in; 0 when nothing does."""
@@ -64,6 +79,8 @@ class _Socket:
             sent = self._sock.sendmsg([data], self._owed)
         except BlockingIOError:
             return 0
+        except _NOBODY_THERE:
+            return len(data)
         self._owed = ()
         return sent
 
@@ -95,11 +112,15 @@ class _Stream:
 def make() -> MessageBus:
     """A connection of one's own that is still to be joined; raises OSError when there is no bus."""
     _name_everything()
+    bus = MessageBus.__new__(MessageBus)
+    inside: Any = bus
     try:
-        bus = MessageBus(bus_type=BusType.SYSTEM, negotiate_unix_fd=True)
+        inside.__init__(bus_type=BusType.SYSTEM, negotiate_unix_fd=True)
     except InvalidAddressError as exc:
         raise OSError(str(exc)) from exc
-    inside: Any = bus
+    except OSError:
+        _close(bus)  # which nobody else does: there will be many tries
+        raise
     inside._sock = inside._writer.sock = _Socket(inside._sock)
     inside._writer.messages = _InOrder()
     return bus
@@ -116,14 +137,10 @@ async def join(bus: MessageBus, name: str) -> None:
         body=[name, NameFlag.DO_NOT_QUEUE.value],
         serial=bus.next_serial(),
     )
-    named: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+    named: asyncio.Future[Message | None] = asyncio.get_running_loop().create_future()
 
-    def heard(reply: Message | None, error: Exception | None) -> None:
-        if named.done():
-            return
-        if reply is None:
-            named.set_exception(OSError(str(error)))
-        else:
+    def heard(reply: Message | None, _error: Exception | None) -> None:
+        if not named.done():
             named.set_result(reply)
 
     inside: Any = bus
@@ -132,11 +149,33 @@ async def join(bus: MessageBus, name: str) -> None:
     try:
         await bus.connect()
     except (AuthError, EOFError) as exc:
-        named.cancel()
-        raise OSError(str(exc)) from exc
+        raise OSError(str(exc) or "it was closed") from exc
     reply = await named
+    if reply is None:
+        raise OSError("it was closed")
     if reply.body != [RequestNameReply.PRIMARY_OWNER.value]:
         raise OSError(f"the name {name} was refused: {reply.body}")
+
+
+def leave(bus: MessageBus) -> None:
+    """Leave the bus at once, and keep no descriptor of it; it may be gone already."""
+    inside: Any = bus
+    inside._finalize(None)  # first: its number would be watched that is somebody else's by then
+    if not inside._user_disconnect:
+        bus.disconnect()
+    writer = inside._writer
+    for sent in (writer.fut, *(each[-1] for each in writer.messages)):
+        if sent is not None and not sent.done():
+            sent.set_result(None)
+    _close(bus)
+
+
+def _close(bus: MessageBus) -> None:
+    inside: Any = bus
+    for part in (getattr(inside, "_stream", None), getattr(inside, "_sock", None)):
+        if part is not None:  # there may have been no descriptor for it
+            with contextlib.suppress(OSError):
+                part.close()
 
 
 def _name_everything() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import attrs
 from dbus_fast import Message, MessageType
@@ -60,6 +61,24 @@ class Inhibitor:
             self._asking = True
             self._tasks.start(self._take())
 
+    async def renew(self) -> None:
+        """Take the lock anew on a new connection: logind may have been started anew, too.
+
+        That the computer is back may have been told in the meantime.
+        """
+        if self._wanted and not self._asking:
+            before, self._lock = self._lock, None
+            self._asking = True
+            try:
+                await self._take()
+            finally:
+                if self._lock is None and self._wanted:
+                    self._lock = before
+                elif before is not None:
+                    os.close(before)
+        if not await self._is_about_to():
+            self.wakes()
+
     def heard(self, signal: Message) -> None:
         """Take in a signal; one that was sent to us alone is not logind's."""
         if (
@@ -93,11 +112,23 @@ class Inhibitor:
         return reply.unix_fds[0]
 
     async def _ask_delay(self) -> float:
-        what = [_MANAGER, "InhibitDelayMaxUSec"]
+        delay = await self._property("InhibitDelayMaxUSec")
+        return _DELAY if delay is None else int(delay) / 1e6
+
+    async def _is_about_to(self) -> bool:
+        """Whether the computer sleeps or shuts down at this moment."""
+        for what in ("PreparingForSleep", "PreparingForShutdown"):
+            if await self._property(what) is True:
+                return True
+        return False
+
+    async def _property(self, name: str) -> Any:
+        """What logind tells; None when it doesn't."""
+        what = [_MANAGER, name]
         reply = await self.ask(_call("org.freedesktop.DBus.Properties", "Get", "ss", what))
         if reply is None or reply.message_type is MessageType.ERROR or reply.signature != "v":
-            return _DELAY
-        return int(reply.body[0].value) / 1e6
+            return None
+        return reply.body[0].value
 
 
 def _call(interface: str, member: str, signature: str, body: list[str]) -> Message:

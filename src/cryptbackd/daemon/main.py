@@ -14,6 +14,7 @@ import time
 from typing import Any
 
 from .. import paths, secret
+from ..errors import CryptbackError
 from ..model import Outcome, Phase, RunResult
 from . import journal, status, sweep, uevents
 from .history import History
@@ -76,24 +77,21 @@ class _Daemon:
         return 1 if self._broken else 0
 
     async def _connect(self, watch: Watch) -> None:
-        from dbus_fast import DBusError  # late: the sweep, which is first, needs none of it
-
-        from .bus import Bus
+        from .bus import Bus  # late: the sweep, which is first, needs none of it
 
         assert self._service is not None
-        bus = Bus(self._service, watch.resolve)
-        try:
-            await bus.connect()
-        except (OSError, DBusError) as exc:
-            journal.log(
-                f"The system bus can't be used ({exc}); `cryptback` will not reach this service.",
-                journal.Priority.WARNING,
-            )
-            bus.close()
-            return
-        self._bus = bus
+        self._bus = bus = Bus(self._service, watch.resolve)
         self._service.work_changed = bus.work_changed
         self._service.remind = bus.remind
+        try:
+            await bus.connect()
+        except (OSError, CryptbackError) as exc:
+            journal.log(
+                f"The system bus can't be used ({exc}); `cryptback` will not reach this service"
+                " until it can.",
+                journal.Priority.WARNING,
+            )
+            bus.come_back()
 
     def _drive_changed(self, name: str) -> None:
         if self._bus is not None:
