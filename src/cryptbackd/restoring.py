@@ -12,8 +12,9 @@ keys                                         from    means
                                                      that is made again at the target
 ``reading``, with a descriptor               worker  a socket; the reading rsync has the
                                                      other end, see :func:`reader_options`
-``ended``, ``said``                          worker  that rsync's exit status, and what it
-                                                     said beside the protocol
+``ended``, ``said``, ``more``                worker  that rsync's exit status, what it
+                                                     said beside the protocol, and how many
+                                                     complaints more
 ``done``, ``total``                          writer  bytes, of the whole restore
 ``over`` and the numbers of :class:`Over`    writer  last
 ===========================================  ======  ====================================

@@ -6,6 +6,7 @@ import os
 import socket
 import stat
 import subprocess
+import sys
 import tempfile
 import threading
 from contextlib import ExitStack
@@ -17,15 +18,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cryptbackd import protocol, restoring
+from cryptbackd.cli import passes, target, writing
 from cryptbackd.cli.passes import Told
 from cryptbackd.cli.target import groups
 from cryptbackd.cli.writing import Wish, Writer
-from cryptbackd.errors import Cancelled, Refused
+from cryptbackd.errors import Cancelled, CryptbackError, Refused
 from cryptbackd.model import StopReason
 from cryptbackd.restoring import NotUnderstood, Over, reader_options
 from cryptbackd.worker.control import Control
 from cryptbackd.worker.jobs import restore
 from cryptbackd.worker.reading import Identity, Wanted
+from cryptbackd.worker.said import Said
 from cryptbackd.worker.versions import record
 from cryptbackd.worker.versions.tree import remove_tree
 
@@ -40,6 +43,7 @@ class Version:
         self.root = root
         self.over: Over | None = None
         self.passes: list[bool] = []
+        self.more = 0
 
     def serve(self, peer: socket.socket) -> None:
         restoring.send(peer, {"version": "v"})
@@ -73,7 +77,7 @@ class Version:
             assert received is not None
             assert "done" in received[0]
         ended = {"ended": rsync.returncode, "said": said.decode("utf-8", "surrogateescape")}
-        restoring.send(peer, ended)
+        restoring.send(peer, {**ended, "more": self.more})
 
 
 def select_readable(peer: socket.socket) -> bool:
@@ -128,6 +132,20 @@ def write(version: Version, paths: list[str], to: Path | None, **wish: Any) -> T
 def _run(writer: Writer, peer: socket.socket) -> None:
     with peer:
         writer.run()
+
+
+def faults(version: Version, paths: list[str], to: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The words in which a restore ends that is broken off."""
+    told: list[CryptbackError] = []
+
+    def run(writer: Writer, peer: socket.socket) -> None:
+        with peer, pytest.raises(CryptbackError) as caught:
+            writer.run()
+        told.append(caught.value)
+
+    monkeypatch.setattr(sys.modules[__name__], "_run", run)
+    assert write(version, paths, to).over.broken
+    return told[0].sentence
 
 
 def test_files_go_below_the_directory(version: Version, here: Path) -> None:
@@ -372,6 +390,82 @@ def test_what_a_stranger_says_of_the_end(raw: dict[str, Any]) -> None:
 def test_what_is_no_path_is_refused(paths: object) -> None:
     with pytest.raises(Refused):
         Wanted.from_packet({"read": paths})
+
+
+def test_what_no_fat_takes_is_named_and_the_rest_comes_back(
+    version: Version, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "large", "x"):
+        put(version.root / "docs" / name, name)
+    (version.root / "docs/again").hardlink_to(version.root / "docs/large")
+    monkeypatch.setattr(passes, "FAT_LIMIT", 5)
+    monkeypatch.setattr(passes, "is_on_fat", lambda path: b"/docs/" in path)
+    for dry in (True, False):
+        told = write(version, ["/docs"], here, dry=dry)
+        large = [os.fsencode(here / "docs" / name) for name in ("again", "large")]
+        assert told.failed == dict.fromkeys(large, "on FAT32 no file has 4 GiB")
+        assert (told.over.files, told.over.failed) == (2, 2)
+    assert sorted(os.listdir(here / "docs")) == ["a", "x"]
+
+
+def test_a_fat_is_known_by_where_it_is_mounted(here: Path) -> None:
+    device = os.stat(here).st_dev
+    mounted = f"7 1 {os.major(device)}:{os.minor(device)} / / rw shared:1 - {{}} /dev/x rw\n"
+    table = here / "mountinfo"
+    for kind, is_fat in (("vfat", True), ("msdos", True), ("ext4", False)):
+        table.write_text("8 1 0:0 / /proc rw - proc proc rw\n" + mounted.format(kind))
+        for path in (here, here / "not/there/yet", table / "no directory"):
+            assert target.is_on_fat(os.fsencode(path), str(table)) is is_fat
+    assert not target.is_on_fat(os.fsencode(here))
+
+
+def test_what_ends_a_restore_is_told_with_the_file(
+    version: Version, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(version.root / "docs/large", "x" * 20_000)
+    program = here / "rsync"
+    program.write_text("#!/bin/sh\ntrap '' XFSZ\nulimit -f 8\nexec /usr/bin/rsync \"$@\"\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(writing, "RSYNC", str(program))
+    said = faults(version, ["/docs"], here / "to", monkeypatch)
+    assert said == f"The restore by rsync failed: {here}/to/docs/large: File too large."
+
+
+def test_a_reader_says_the_first_of_much_and_how_much_it_was() -> None:
+    line = b'rsync: [sender] send_files failed to open "/source/%d": Permission denied (13)\n'
+    words = Said()
+    whole = b"".join(line % number for number in range(1000)) + b"rsync error: code 23\n"
+    for begin in range(0, len(whole), 777):
+        words.hear(whole[begin : begin + 777])
+    words.hear(b"")
+    *named, last = words.text.split("\n")
+    assert last == "rsync error: code 23"
+    assert [each + "\n" for each in named] == [
+        (line % number).decode() for number in range(len(named))
+    ]
+    assert 100 < len(named) < 1000
+    assert words.more == 1000 - len(named)
+    few = Said()
+    few.hear(b"a word\nand ano")
+    few.hear(b"ther")
+    few.hear(b"")
+    assert (few.text, few.more) == ("a word\nand another", 0)
+
+
+def test_failures_that_are_not_named_are_counted_once(version: Version, here: Path) -> None:
+    put(version.root / "docs/a", "a")
+    version.more = 70
+    for dry in (True, False):
+        told = write(version, ["/docs", "/nope"], here, dry=dry)
+        assert told.failed == {b"/nope": "it is not in that version"}
+        assert (told.unnamed, told.over.failed) == (70, 71)
+
+
+def test_only_files_are_said_not_to_be_restored() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, pytest.raises(Refused) as caught:
+        restore._result(Over(failed=3), "v", Control(ours))
+    assert caught.value.sentence == "No file of the version v was restored: 3 files could not be."
 
 
 def say_without_end(reading: restore._Reading) -> None:

@@ -19,6 +19,7 @@ import attrs
 
 from ..restoring import SOURCE, Over
 from ..text import printable
+from .target import FAT_LIMIT, is_on_fat
 
 if TYPE_CHECKING:
     from .target import Group
@@ -41,6 +42,8 @@ _FAR_AHEAD = re.compile(rb"\d{5,}/")
 """Begins a time in a year that Python doesn't know any more."""
 _PARTIAL = 23
 """The exit status for files that were left out, for whatever reason (rsync(1))."""
+_FILE_IO = 11
+"""That for a file which could not be written, so that all the others were given up."""
 _HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 """What keeps all of it from being written, and not only one file."""
 
@@ -72,6 +75,8 @@ class Told:
     """Of a dry run."""
     left: dict[bytes, None] = attrs.field(factory=dict)
     failed: dict[bytes, str] = attrs.field(factory=dict)
+    unnamed: int = 0
+    """So many more have failed, of which no name was told."""
     not_theirs: int = 0
     """Files that were another user's, and are the caller's now."""
 
@@ -86,13 +91,17 @@ class Pass:
         self._dry = dry
         self._done = 0
         self.spared: list[bytes] = []
-        """Paths, below the target, of what is newer there and no regular file."""
+        """Paths, below the target, that are left out: what is newer there and no regular file, and
+        what is too large."""
         self._last_words = ""
+        self._last_complaint = ""
         self._reader_said = ""
         self._complained = False
 
     def fault(self, status: int) -> str:
         """Why it failed, as far as that is known."""
+        if status == _FILE_IO and self._last_complaint:
+            return self._last_complaint
         words = [word for word in (self._last_words, self._reader_said) if word]
         return " ".join(words) or f"it ended with status {status}."
 
@@ -151,6 +160,10 @@ class Pass:
             self.spared.append(path)
             self._writer.told.left[item.path] = None
             return
+        if self._dry and self._is_too_large(item, path):
+            self.spared.append(path)
+            self._fail(item.path, "on FAT32 no file has 4 GiB")
+            return
         if not any(path.startswith(other + b"/") for other in self.spared):
             self._writer.item(item, dry=self._dry)
 
@@ -169,6 +182,11 @@ class Pass:
             return False
         return here.st_mtime >= _moment(when) + 1
 
+    def _is_too_large(self, item: Item, path: bytes) -> bool:
+        """Whether rsync would give up everything when it came to that file."""
+        is_copied = item.change[0] in "><h" and item.change[1] == "f"
+        return is_copied and item.size >= FAT_LIMIT and is_on_fat(os.path.join(self._target, path))
+
     def _complaint(self, match: re.Match[bytes]) -> None:
         self._complained = True
         number, why = int(match["errno"]), match["why"].decode("utf-8", "replace")
@@ -179,14 +197,17 @@ class Pass:
                 why = "it is not in that version"
             self._fail(path, why)
             return
+        if number == errno.EPIPE:
+            return  # the other one of the two that write has ended, and says why
         if match["what"].startswith(_ATTRIBUTE):
             # The filesystem may not take one that large, though it has room (setxattr(2)).
             path = path.partition(b'","')[0]
         elif number in _HOPELESS:
             self._writer.hopeless(number)
             return
-        path = path.removeprefix(self._target).lstrip(b"/")
-        self._fail(self._whole(_finally(path)), why)
+        path = self._whole(_finally(path.removeprefix(self._target).lstrip(b"/")))
+        self._last_complaint = f"{printable(path, 1000)}: {printable(why)}."
+        self._fail(path, why)
 
     def _fail(self, path: bytes, why: str) -> None:
         self._writer.told.failed.setdefault(path, why)

@@ -146,7 +146,7 @@ def _tell_files(plan: _Plan, told: Told) -> None:
     _tell_some("left as it is, being newer", list(told.left))
     for path, why in list(told.failed.items())[:_SHOWN]:
         output.say(f"  not restored: {_name(path)}: {why}")
-    _tell_rest(len(told.failed))
+    _tell_rest(max(len(told.failed) - _SHOWN, 0) + told.unnamed)
     if told.not_theirs and not told.over.dry:
         output.say(f"  {count(told.not_theirs, 'file')} of other users belong to you here.")
 
@@ -154,12 +154,12 @@ def _tell_files(plan: _Plan, told: Told) -> None:
 def _tell_some(what: str, paths: list[bytes]) -> None:
     for path in paths[:_SHOWN]:
         output.say(f"  {what}: {_name(path)}")
-    _tell_rest(len(paths))
+    _tell_rest(len(paths) - _SHOWN)
 
 
 def _tell_rest(number: int) -> None:
-    if number > _SHOWN:
-        output.say(f"  … and {number - _SHOWN} more")
+    if number > 0:
+        output.say(f"  … and {number} more")
 
 
 def _size(item: Item) -> str:
@@ -178,6 +178,8 @@ def _dump_files(told: Told) -> None:
         _dump({"event": "left", "path": _text(path)})
     for path, why in told.failed.items():
         _dump({"event": "failed", "path": _text(path), "why": why})
+    if told.unnamed:
+        _dump({"event": "failed_unnamed", "number": told.unnamed})
 
 
 def _dump(values: Values) -> None:

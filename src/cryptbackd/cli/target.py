@@ -23,6 +23,8 @@ from ..errors import Refused
 from ..restoring import MAX_PACKET
 from ..text import printable
 
+FAT_LIMIT = 1 << 32
+"""Bytes that no file on a FAT has."""
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _MOST = MAX_PACKET // 8
 """Characters of paths that one copy may have: each can take six bytes in a packet."""
@@ -118,6 +120,21 @@ def _unusable(path: str, exc: OSError) -> Refused:
     return Refused(
         f"{printable(path)} can't be restored to: {exc.strerror}.", "Choose another place by --to."
     )
+
+
+def is_on_fat(path: bytes, table: str = "/proc/self/mountinfo") -> bool:
+    """Whether what gets that name is on a FAT; directories above it may not be there yet."""
+    try:
+        device = os.lstat(path).st_dev
+    except (FileNotFoundError, NotADirectoryError):
+        return is_on_fat(os.path.dirname(path), table)
+    except OSError:
+        return False  # rsync will tell it
+    number = b"%d:%d" % (os.major(device), os.minor(device))
+    with open(table, "rb") as file:
+        mounts = [line.split(b" ") for line in file]
+    types = {mount[2]: mount[mount.index(b"-") + 1] for mount in mounts}
+    return types.get(number) in (b"vfat", b"msdos")
 
 
 @contextmanager

@@ -87,7 +87,7 @@ class Writer:
             files=self._files,
             size=self._size,
             left=len(self.told.left),
-            failed=len(self.told.failed),
+            failed=len(self.told.failed) + self.told.unnamed,
             errno=self._errno,
             dry=self._wish.dry,
             stopped=stopped,
@@ -122,6 +122,8 @@ class Writer:
             status = self._follow(self._arguments(dry, near, target), near, spared, one)
         ended = self._hear()
         one.reader_said(str(ended.get("said", "")))
+        if dry == self._wish.dry and type(more := ended.get("more", 0)) is int:
+            self.told.unnamed += more
         if status not in (0, 23, 24) and not self._errno:
             raise ToolFailed(f"The restore by rsync failed: {one.fault(status)}")
         one.ended(status)

@@ -29,11 +29,9 @@ from ..control import Control, Meter
 from ..layers.mounted import Mounted
 from ..reading import Identity, Wanted, reader
 from ..remaining import told
+from ..said import Said
 from ..versions import VERSIONS, record
 from .backup import proven_free, unlocked
-
-_SAID = 16 * 1024
-"""Bytes of a reader's last words that are passed on."""
 
 
 class _Left(Cancelled):
@@ -98,7 +96,8 @@ def _result(over: Over, version: str, control: Control) -> RunResult:
     if over.failed:
         control.warn(f"{count(over.failed, 'file')} could not be restored.")
     if over.failed and not over.files and not over.left:
-        raise Refused(f"Nothing of the version {version} could be restored.")
+        failed = count(over.failed, "file")
+        raise Refused(f"No file of the version {version} was restored: {failed} could not be.")
     control.phase(Phase.FINISHED)
     done = "would be restored" if over.dry else "were restored"
     return RunResult(
@@ -169,13 +168,13 @@ class _Reading:
             said = self._until_it_ends(process)
             status = process.wait()
         if self._early is None:
-            self._send({"ended": status, "said": said.decode("utf-8", "surrogateescape")})
+            self._send({"ended": status, "said": said.text, "more": said.more})
 
-    def _until_it_ends(self, process: subprocess.Popen[bytes]) -> bytes:
-        """Its last words; what is said meanwhile is progress."""
+    def _until_it_ends(self, process: subprocess.Popen[bytes]) -> Said:
+        """Its words; what is said meanwhile is progress."""
         assert process.stderr is not None
         words = process.stderr.fileno()
-        said = b""
+        said = Said()
         wakes, check = self.control.interrupt
         with selectors.DefaultSelector() as selector:
             for fd in (wakes, words, self.peer.fileno()):
@@ -186,9 +185,9 @@ class _Reading:
                         check()
                     elif key.fd == words:
                         data = os.read(words, 65_536)
+                        said.hear(data)
                         if not data:
                             return said
-                        said = (said + data)[-_SAID:]
                     else:
                         self._meanwhile(self._receive())
 
