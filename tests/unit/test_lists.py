@@ -9,6 +9,7 @@ import socket
 import subprocess
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -97,7 +98,7 @@ def test_what_lies_in_a_source_that_is_kept_is_read_by_itself(
     every = ["/", "/srv", "/srv/disk", "/srv/disk/a", "/srv/disk/a/b", "/srv/disk/vm"]
     keeps = ["/srv/disk", "/srv/disk/a"]
 
-    def plan(paths: Sequence[str], *, open_: object) -> sources.Plan:
+    def plan(paths: Sequence[str], *, open_: object, elsewhere: object) -> sources.Plan:
         read = (sources.Source(path, "") for path in paths if path not in keeps)
         kept = (sources.Source(path, "") for path in paths if path in keeps)
         return sources.Plan(tuple(read), tuple(kept), ("/mnt",), recursive=False)
@@ -114,6 +115,143 @@ def test_what_lies_in_a_source_that_is_kept_is_read_by_itself(
     assert asked.kept == ("/srv/disk", "/srv/disk/a")
     assert asked.skipped_mounts == ("/mnt",)
     assert sorted(asked.others(asked.groups[1])) == sorted({*every} - {"/srv/disk/a/b"})
+
+
+def mounted(path: str, root: str = "/", devno: str = "8:1", fstype: str = "ext4") -> Mount:
+    served = ("user_id=1000",) if fstype.startswith("fuse") else ()
+    return Mount("1", devno, root, path, fstype, "x", served)
+
+
+TABLE = [
+    mounted("/"),
+    mounted("/home", "/home"),  # as a service sees it, read-only
+    mounted("/home/me/disk", devno="8:17"),
+    mounted("/home/me/bound", "/srv/elsewhere"),
+    mounted("/home/me/served", devno="0:99", fstype="fuse.sshfs"),
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "hidden", "crossed"),
+    [
+        ("/home", False, False),
+        ("/home/me/a", False, False),
+        ("/home/me/disk", True, False),
+        ("/home/me/disk/a/b", True, False),
+        ("/home/me/disks", False, False),
+        ("/home/me/bound/a", True, False),
+        ("/home/me/served", True, True),
+    ],
+)
+def test_what_is_mounted_in_a_source_is_not_in_it(path: str, hidden: bool, crossed: bool) -> None:
+    assert sources.is_hidden(path, "/", TABLE) is hidden
+    assert sources.is_hidden(path, "/", TABLE, crossed=True) is crossed
+    if path.startswith("/home/me/"):
+        assert sources.is_hidden(path, "/home/me", TABLE) is hidden
+    assert not sources.is_hidden(path, path, TABLE)
+    assert not sources.is_hidden(f"{path}/x", path, TABLE)
+
+
+def test_another_subvolume_is_not_in_a_source() -> None:
+    table = [mounted("/", "/@", "0:33", "btrfs"), mounted("/home", "/@home", "0:33", "btrfs")]
+    assert sources.is_hidden("/home/me", "/", table)
+    assert not sources.is_hidden("/home/me", "/home", table)
+
+
+@pytest.mark.usefixtures("as_root")
+@pytest.mark.parametrize("table", [TABLE, TABLE[:2]], ids=["mounted", "not mounted now"])
+def test_a_users_mount_is_theirs_where_root_does_not_come_to_it(
+    monkeypatch: pytest.MonkeyPatch, table: list[Mount]
+) -> None:
+    monkeypatch.setattr(lists, "unveil", lambda: None)
+    monkeypatch.setattr(lists, "mounts", lambda: table)
+    monkeypatch.setattr(sources, "mounts", lambda: table)
+    monkeypatch.setattr(rights, "owner_of_home", lambda *_: rights.of("nobody"))
+    named = ["/home/me/a", "/home/me/disk/data", "/home/me/disk/data/x"]
+    monkeypatch.setattr(lists, "_read", lambda *_: named)
+    elsewheres = []
+
+    def plan(paths: Sequence[str], *, open_: object, elsewhere: set[str]) -> sources.Plan:
+        elsewheres.append(elsewhere)
+        read = tuple(sources.Source(path, "") for path in paths)
+        return sources.Plan(read, (), (), recursive=False)
+
+    text = config.render("0000-0000", "c.luks", None, ("/home/me",), (), ("/l",))
+    entry = config.parse(text, "e")
+    known = [] if table is TABLE else ["/home/me", "/home/me/disk/data"]
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        asked = lists.gather(entry, plan, {}, known, Control(ours))
+        # With no list, what it named the last time stays, too.
+        monkeypatch.setattr(lists, "_read", no_list)
+        again = lists.gather(entry, plan, {"/l": named}, known, Control(ours))
+    assert [[source.path for source in group.plan.read] for group in asked.groups] == [
+        ["/home/me"],
+        ["/home/me/disk/data"],
+    ]
+    assert "/home/me/disk/data" in elsewheres[0]
+    assert "/home/me/disk/data" in again.kept
+    assert "/home/me/a" not in again.kept
+
+
+@pytest.mark.usefixtures("as_root")
+def test_what_lies_on_a_disk_in_a_source_of_the_same_rights_is_shown_by_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where the disk is mounted, in the source around it, there is no such directory."""
+    monkeypatch.setattr(lists, "unveil", lambda: None)
+    monkeypatch.setattr(lists, "mounts", lambda: TABLE)
+    monkeypatch.setattr(sources, "mounts", lambda: TABLE)
+
+    def plan(paths: Sequence[str], *, open_: object, elsewhere: set[str]) -> sources.Plan:
+        read = tuple(sources.Source(path, "") for path in paths)
+        return sources.Plan(read, (), (), recursive=False)
+
+    include = ("/", "/home/me/disk/a", "/home/me/disk/b/c", "/home/me/bound", "/home/me/x")
+    entry = config.parse(config.render("0000-0000", "c.luks", None, include, ()), "e")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        asked = lists.gather(entry, plan, {}, [], Control(ours))
+    assert [[source.path for source in group.plan.read] for group in asked.groups] == [
+        ["/", "/home/me/bound"],
+        ["/home/me/disk/a", "/home/me/disk/b/c"],
+    ]
+
+
+@pytest.mark.usefixtures("as_root")
+def test_what_lies_on_a_disk_is_staged(tmp_path: Path) -> None:
+    (tmp_path / "home/disk").mkdir(parents=True)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    control = Control(ours)
+
+    def work() -> None:
+        kernel.mount("tmpfs", str(tmp_path / "home/disk"), 0)
+        (tmp_path / "home/disk/data").mkdir()
+        (tmp_path / "home/disk/data/file").touch()
+        include = (f"{tmp_path}/home", f"{tmp_path}/home/disk/data")
+        text = config.render("0000-0000", "c.luks", None, include, ())
+        plan_for = partial(
+            sources.plan,
+            cross_filesystems=False,
+            last_tree=None,
+            last_filesystems={},
+            known_skipped=(),
+            accept=False,
+            control=control,
+        )
+        asked = lists.gather(config.parse(text, "e"), plan_for, {}, (), control)
+        for number, group in enumerate(asked.groups):
+            where = tmp_path / f"stage{number}"
+            shown = sources.stage(group.plan, asked.others(group), where, None, control)
+            assert shown.kept == ()
+        assert os.path.exists(f"{tmp_path}/stage1{tmp_path}/home/disk/data/file")
+
+    with ours, theirs:
+        in_its_own_namespace(work)
+
+
+def no_list(*_: object) -> list[str]:
+    raise FileNotFoundError(2, "gone")
 
 
 @given(st.binary())

@@ -45,10 +45,10 @@ def warnings(vm: Machine, since: str) -> str:
     return "\n".join(str(each["MESSAGE"]) for each in vm.journal(since=since))
 
 
-def back_up(vm: Machine) -> str:
+def back_up(vm: Machine, *options: str) -> str:
     """Back up; what the journal says of it."""
     since = now(vm)
-    vm.run(["cryptback", "run", "home"], check=False, timeout=PATIENCE)
+    vm.run(["cryptback", "run", "home", *options], check=False, timeout=PATIENCE)
     ended(vm, since=since)
     return warnings(vm, since)
 
@@ -189,6 +189,52 @@ def test_nobody_waits_for_a_filesystem_that_a_user_serves(enrolled: Machine) -> 
     assert left_out in back_up(vm)
     vm.run(["touch", stop])
     serving.wait(timeout=PATIENCE)
+
+
+def test_what_is_mounted_in_a_source_of_roots_is_read_where_a_list_names_it(
+    enrolled: Machine,
+) -> None:
+    vm = enrolled
+    disk = "truncate -s 16M /srv/disk && mkfs.ext4 -q /srv/disk && mkdir -p /home/me/disk"
+    mount = "mount -o loop /srv/disk /home/me/disk"
+    vm.run(f"{disk} && {mount} && cd /home/me && mkdir -p .config disk/data disk/other")
+    vm.run("cd /home/me && touch disk/data/theirs disk/other/theirs && chown -R me: .config disk")
+    vm.run("cd /home/me && echo quicksilver > disk/data/roots && chmod 600 disk/data/roots")
+    vm.run("echo mine > /home/me/file && chmod 600 /home/me/file")
+    entry(vm, '"/home/me"')
+    write(vm, "~/disk/data", "~/file")
+    since = now(vm)
+    vm.stick("main").plug()
+    assert ended(vm, since=since)["CRYPTBACK_OUTCOME"] == "warnings"
+    assert '"/home/me/disk/data/roots" could not be read: Permission denied.' in warnings(vm, since)
+    there = "find home/me/disk home/me/file ! -type d | sort"
+    assert inside(vm, there) == ["home/me/disk/data/theirs", "home/me/file"]
+    vm.run("rm /home/me/disk/data/roots && touch /home/me/disk/data/new /home/me/new")
+    back_up(vm)
+    both = "find home/me/disk home/me/file home/me/new ! -type d | sort"
+    copied_now = ["home/me/disk/data/new", "home/me/disk/data/theirs", "home/me/file"]
+    assert inside(vm, both) == [*copied_now, "home/me/new"]
+
+    # An entry can name what lies there, too.
+    entry(vm, '"/home/me", "/home/me/disk/other"')
+    back_up(vm)
+    assert inside(vm, both) == [
+        *copied_now[:2],
+        "home/me/disk/other/theirs",
+        "home/me/file",
+        "home/me/new",
+    ]
+    entry(vm, '"/home/me"')
+    back_up(vm)
+    assert inside(vm, both) == [*copied_now, "home/me/new"]
+
+    # Not mounted, it keeps its last state, by a list that is gone, too.
+    vm.run(["umount", "/home/me/disk"])
+    assert 'The source "/home/me/disk/data" is missing. Its last state was kept.' in back_up(vm)
+    assert inside(vm, both) == [*copied_now, "home/me/new"]
+    vm.run(["rm", LIST])
+    back_up(vm, "--full")
+    assert inside(vm, both) == [*copied_now, "home/me/new"]
 
 
 def test_nobody_takes_the_place_of_their_reader(enrolled: Machine) -> None:

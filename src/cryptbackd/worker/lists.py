@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Container, Mapping, Sequence
+from functools import partial
 
 import attrs
 
@@ -23,8 +24,9 @@ from ..trusted import open_as_root
 from . import rights
 from .control import Control, escaped
 from .listing import pattern
+from .mountinfo import Mount, holding, mounts
 from .rights import Rights
-from .sources import Plan, Source, is_inside, outermost, unveil
+from .sources import Plan, Source, is_hidden, is_inside, outermost, unveil
 
 _LARGEST = 1 << 20
 """Bytes of a list that are read."""
@@ -85,8 +87,9 @@ def gather(
 
     *plan_for* is ``sources.plan`` with all but the sources and how they are opened.  A list
     that can't be read is warned about, and what it named the last time (*last_lists*) keeps
-    its last state.  A path that lies in one that was named before it is left to that; of those
-    with the same rights *known* ones are not (``sources.outermost``).
+    its last state.  A path that lies in one that was named before it is left to that, but where
+    who reads that one does not come to it; of those with the same rights *known* ones are not
+    either (``sources.outermost``).
     """
     unveil()
     wanted: dict[Rights | None, list[str]] = {None: list(entry.backup.include)}
@@ -108,13 +111,19 @@ def gather(
             unread += lists[path]
             continue
         wanted.setdefault(whose, []).extend(lists[path])
-    groups: list[Group] = []
     claimed: list[str] = []
+    table = mounts()
+    left = partial(_is_left_to, claimed, known, table, entry.backup.cross_filesystems)
+    shares: dict[Rights | None, list[str]] = {}
     for whose, paths in wanted.items():
-        own = [path for path in paths if not any(is_inside(path, other) for other in claimed)]
+        own = [path for path in paths if not left(path)]
         claimed += own
-        groups += _apart(Group(whose, _plan(plan_for, outermost(own, known), whose)))
-    kept = [path for path in unread if not any(is_inside(path, other) for other in claimed)]
+        shares[whose] = outermost(own, known)
+    groups: list[Group] = []
+    for whose, paths in shares.items():
+        planned = partial(plan_for, elsewhere=frozenset(claimed).difference(paths))
+        groups += _apart(Group(whose, _plan(planned, paths, whose)), table)
+    kept = [path for path in unread if not left(path)]
     if kept:
         first = groups[0]
         more = tuple(Source(path, "") for path in dict.fromkeys(kept))
@@ -124,19 +133,54 @@ def gather(
     return Asked(tuple(groups), lists)
 
 
-def _apart(group: Group) -> list[Group]:
-    """*group* without what it reads in sources that it keeps, and groups with that.
+def _is_left_to(
+    claimed: Sequence[str],
+    known: Container[str],
+    table: Sequence[Mount],
+    crossed: bool,
+    path: str,
+) -> bool:
+    """Whether who reads one of the sources *claimed* reads *path*, too.
 
-    Nobody who reads around a source that is kept comes to what lies in it.
+    Two that were read apart the last time (*known*) stay apart: the disk may not be mounted now.
+    """
+    around = max((each for each in claimed if is_inside(path, each)), key=len, default="")
+    if not around or path == around:
+        return bool(around)
+    were_apart = path in known and around in known
+    return not (were_apart or is_hidden(path, around, table, crossed=crossed))
+
+
+def _apart(group: Group, table: Sequence[Mount]) -> list[Group]:
+    """*group* without what it reads in sources that it keeps, or on disks that are mounted in its
+    sources, and groups with that.
+
+    Nobody who reads around a source that is kept comes to what lies in it; and where a disk is
+    mounted there are no directories beneath to show what lies in it.
     """
     shares: dict[str, list[Source]] = {"": []}
+    paths = {source.path for source in group.plan.read}
     for source in group.plan.read:
-        around = (kept.path for kept in group.plan.kept if is_inside(source.path, kept.path))
-        shares.setdefault(max(around, key=len, default=""), []).append(source)
+        around = [kept.path for kept in group.plan.kept if is_inside(source.path, kept.path)]
+        around.append(_disk(source.path, paths, table))
+        shares.setdefault(max(around, key=len), []).append(source)
     outside, *within = map(tuple, shares.values())
     plans = [attrs.evolve(group.plan, read=outside)]
     plans += [attrs.evolve(group.plan, read=read, kept=(), skipped_mounts=()) for read in within]
     return [attrs.evolve(group, plan=plan) for plan in plans]
+
+
+def _disk(path: str, others: Container[str], table: Sequence[Mount]) -> str:
+    """The mount point that *path* lies below, where that hides it from one of the *others*."""
+    mount = holding(path, table).path
+    above = path
+    while above not in ("/", mount):
+        above = os.path.dirname(above)
+    while mount != path and above != "/":
+        above = os.path.dirname(above)
+        if above in others and is_hidden(path, above, table):
+            return mount
+    return ""
 
 
 def _plan(plan_for: Callable[..., Plan], paths: Sequence[str], whose: Rights | None) -> Plan:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import attrs
@@ -100,7 +101,20 @@ def mount_points(devno: str) -> list[str]:
 
 def mount_of(path: str) -> Mount:
     """The mount that *path* lies on: the one with the longest path, the last of those."""
-    real = os.path.realpath(path) + "/"
-    containing = [mount for mount in mounts() if real.startswith(mount.path.rstrip("/") + "/")]
+    return holding(os.path.realpath(path), mounts())
+
+
+def holding(path: str, table: Sequence[Mount]) -> Mount:
+    """The mount of *table* that *path* lies on by its name: no link is followed, nothing asked."""
+    containing = [m for m in table if f"{path}/".startswith(m.path.rstrip("/") + "/")]
     longest = max(len(mount.path) for mount in containing)
     return [mount for mount in containing if len(mount.path) == longest][-1]
+
+
+def shows_other(mount: Mount, around: Mount) -> bool:
+    """Whether what *mount* shows, which lies in *around*, isn't what that has at its place.
+
+    So is another subvolume of one btrfs; the directories that a service sees read-only are not.
+    """
+    below = mount.path.removeprefix(around.path.rstrip("/"))
+    return (mount.devno, mount.root) != (around.devno, around.root.rstrip("/") + below)

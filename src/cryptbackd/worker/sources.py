@@ -24,7 +24,7 @@ import attrs
 from .. import kernel
 from . import careful, rights
 from .control import Control, escaped
-from .mountinfo import Mount, mount_of, mounts
+from .mountinfo import Mount, holding, mount_of, mounts, shows_other
 
 _HAS_FSID_OF_ITS_UUID = ("ext2", "ext3", "ext4")
 
@@ -63,6 +63,7 @@ def plan(
     known_skipped: Sequence[str],
     accept: bool,
     control: Control,
+    elsewhere: Container[str] = (),
 ) -> Plan:
     """Decide for each source of *include*, none of which is to be left to another one
     (:func:`outermost`); what is kept or left out is warned about through *control*.
@@ -71,6 +72,7 @@ def plan(
 
     *last_tree* holds the last state of the sources under their absolute paths (None: there
     is none).  *accept* takes sources that are empty or on another filesystem as they are.
+    *elsewhere* are sources that are planned with others' rights.
     """
     read, kept = [], []
     hint = "Its last state was kept (`cryptback run --accept-changes` takes it as it is)."
@@ -97,7 +99,7 @@ def plan(
             kept.append(Source(path, before))
         else:
             read.append(source)
-    skipped = _left_out(read, crossed=cross_filesystems)
+    skipped = _left_out(read, elsewhere, crossed=cross_filesystems)
     for mount in skipped:
         if mount.path not in known_skipped:
             what = (
@@ -132,18 +134,29 @@ def is_inside(path: str, other: str) -> bool:
     return path == other or path.startswith(other.rstrip("/") + "/")
 
 
+def is_hidden(path: str, around: str, table: Sequence[Mount], *, crossed: bool = False) -> bool:
+    """Whether who reads *around*, in which *path* lies, does not come to that: it is mounted there.
+
+    Where mounts are *crossed*, they come to all but what a user serves.
+    """
+    mount, outer = holding(path, table), holding(around, table)
+    is_inner = mount.path != outer.path and is_inside(mount.path, outer.path)
+    return is_inner and shows_other(mount, outer) and (mount.served_by_user or not crossed)
+
+
 def outermost(include: Sequence[str], known: Container[str] = ()) -> list[str]:
-    """The sources without those that lie in another one and on the same filesystem.
+    """The sources without those that lie in another one, and on the same filesystem as that.
 
     One that was read for itself before (*known*) goes on being one: where its disk isn't mounted,
     or it is gone, the other one would have nothing in its place.
     """
     found: dict[str, None] = {}
+    table = mounts()
     for path in sorted({os.path.normpath(path).replace("//", "/") for path in include}):
         above = path
         while above not in found and above != "/":
             above = os.path.dirname(above)
-        if above not in found or path in known or os.path.ismount(path):
+        if above not in found or path in known or is_hidden(path, above, table):
             found[path] = None
     return list(found)
 
@@ -189,7 +202,9 @@ def _has_content(tree: Path, path: str) -> bool:
         return False
 
 
-def _left_out(sources: Sequence[Source], *, crossed: bool) -> list[Mount]:
+def _left_out(
+    sources: Sequence[Source], elsewhere: Container[str], *, crossed: bool
+) -> list[Mount]:
     """What is mounted below and not read: where mounts are *crossed*, only what a user serves."""
     own = {source.path for source in sources}
     found: dict[str, Mount] = {}
@@ -200,7 +215,10 @@ def _left_out(sources: Sequence[Source], *, crossed: bool) -> list[Mount]:
         found |= {
             mount.path: mount
             for mount in _below(source.path)
-            if mount.path not in own and mount.devno != devno and mount.fstype != "autofs"
+            if mount.path not in own
+            and mount.path not in elsewhere
+            and mount.devno != devno
+            and mount.fstype != "autofs"
         }
     return _outer(mount for mount in found.values() if mount.served_by_user or not crossed)
 
