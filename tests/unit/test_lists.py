@@ -21,7 +21,7 @@ from cryptbackd import config, kernel
 from cryptbackd.trusted import open_as_root
 from cryptbackd.worker import careful, lists, rights, sources
 from cryptbackd.worker.control import Control
-from cryptbackd.worker.mountinfo import Mount, mounts, of_descriptor
+from cryptbackd.worker.mountinfo import Mount, holding, mounts, of_descriptor
 from cryptbackd.worker.rsync_job import Job, arguments
 
 JOB = Job(Path("/stage"), Path("/target"), (), (), ())
@@ -156,6 +156,19 @@ def test_another_subvolume_is_not_in_a_source() -> None:
     table = [mounted("/", "/@", "0:33", "btrfs"), mounted("/home", "/@home", "0:33", "btrfs")]
     assert sources.is_hidden("/home/me", "/", table)
     assert not sources.is_hidden("/home/me", "/home", table)
+
+
+def test_another_subvolume_is_left_out_with_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of one btrfs show one device number in mountinfo."""
+    table = [
+        mounted("/", "/@", "0:33", "btrfs"),
+        mounted("/home", "/@home", "0:33", "btrfs"),
+        mounted("/srv", "/@/srv", "0:33", "btrfs"),  # what lies there anyway
+    ]
+    monkeypatch.setattr(sources, "mounts", lambda: table)
+    monkeypatch.setattr(sources, "mount_of", lambda path: holding(path, table))
+    found = sources._left_out([sources.Source("/", "")], (), crossed=False)
+    assert [mount.path for mount in found] == ["/home"]
 
 
 @pytest.mark.usefixtures("as_root")

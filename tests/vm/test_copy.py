@@ -160,6 +160,35 @@ def test_mount_points_below_a_source_are_left_out_and_named_once(enrolled: Machi
     vm.run("umount /home/me/mnt")
 
 
+def test_another_subvolume_below_a_source_is_left_out_and_named(enrolled: Machine) -> None:
+    """All that is mounted of one btrfs shows one device number."""
+    vm = enrolled
+    vm.run(
+        "truncate -s 256M /var/disk.img && mkfs.btrfs -q /var/disk.img && mkdir /srv/disk"
+        " && mount -o loop /var/disk.img /srv/disk && cd /srv/disk"
+        " && btrfs -q subvolume create one && btrfs -q subvolume create other"
+        " && mkdir one/other && echo 1 > one/file && echo 1 > other/inside"
+    )
+    vm.run(
+        "loop=$(findmnt -nvo SOURCE /srv/disk) && mkdir -p /srv/one"
+        " && mount -o subvol=one $loop /srv/one && mount -o subvol=other $loop /srv/one/other"
+        " && umount /srv/disk"
+    )
+    entry(vm, '[backup]\ninclude = ["/home/me", "/srv/one"]\n')
+    vm.stick("main").plug()
+    ended = vm.wait_journal("^home: finished", CRYPTBACK_DRIVE="home")
+    assert '"/srv/one/other" is another filesystem and was left out' in ended["MESSAGE"]
+    assert look_inside(vm, f"cd {CURRENT}/srv/one && find . | sort").split() == [
+        ".",
+        "./file",
+        "./other",
+    ]
+    entry(vm, '[backup]\ninclude = ["/home/me", "/srv/one", "/srv/one/other"]\n')
+    back_up(vm)
+    assert look_inside(vm, f"cat {CURRENT}/srv/one/other/inside") == "1\n"
+    vm.run("umount /srv/one/other /srv/one")
+
+
 def test_full_finds_an_edit_that_kept_size_and_time(enrolled: Machine) -> None:
     vm = enrolled
     vm.run("echo AAAA > /home/me/sly && touch -d '2020-02-02' /home/me/sly")

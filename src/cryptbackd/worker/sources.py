@@ -209,15 +209,15 @@ def _left_out(
     own = {source.path for source in sources}
     found: dict[str, Mount] = {}
     for source in sources:
-        devno = mount_of(source.path).devno
+        outer = mount_of(source.path)
         # A bind mount of the same filesystem (the service has some) hides nothing that lies
-        # nowhere else.
+        # nowhere else; another subvolume of a btrfs does.
         found |= {
             mount.path: mount
             for mount in _below(source.path)
             if mount.path not in own
             and mount.path not in elsewhere
-            and mount.devno != devno
+            and (mount.devno != outer.devno or not is_inside(mount.root, outer.root))
             and mount.fstype != "autofs"
         }
     return _outer(mount for mount in found.values() if mount.served_by_user or not crossed)
