@@ -85,6 +85,8 @@ class DriveFull(CryptbackError):
 
     missing = 0
     """Bytes that were still to be copied, by the sources' sizes; 0: not known."""
+    solid = 0
+    """The same without holes, and as little as it can be; 0: not known."""
 
 
 class DriveFailed(CryptbackError):

@@ -167,3 +167,21 @@ def test_what_can_not_be_made_on_the_drive_is_named_as_at_home(job: Job, control
         '"/home/file" could not be copied in full: Operation not permitted.'
     ]
     assert (control.doubts, job.failed) == ([], {b"home/file"})
+
+
+def test_what_is_to_be_copied_is_counted_without_holes(job: Job, control: Control) -> None:
+    holes = job.stage / "home/é"
+    with holes.open("wb") as file:
+        file.write(b"x" * 100_000)
+        file.truncate(1 << 40)
+    (job.stage / "home/file").write_bytes(b"y" * 10)
+    dry = _Rsync(job, control, dry=True)
+    for line in (
+        rb"=>f+++++++++ 1099511627776 home/\#303\#251",
+        b"=>f+++++++++ 10 home/file",
+        b"=>f+++++++++ 7 home/gone",
+        b"=.f..t...... 10 home/file",
+    ):
+        dry._out(line)
+    assert dry._total == (1 << 40) + 17
+    assert 10 <= dry._solid <= 200_010

@@ -14,7 +14,7 @@ import pytest
 
 from cryptbackd import protocol
 from cryptbackd.config import Count, Keep
-from cryptbackd.errors import Cancelled, ForgedDrive
+from cryptbackd.errors import Cancelled, DriveFull, ForgedDrive
 from cryptbackd.model import LedgerEntry, StopReason
 from cryptbackd.worker.control import Control
 from cryptbackd.worker.jobs import backup
@@ -319,3 +319,18 @@ def test_a_drive_of_which_all_was_forgotten_is_in_doubt(container: Container) ->
     assert record.doubt([first], first.ledger, forgotten=False) == ""
     other = attrs.evolve(first.ledger, sequence=2)
     assert record.doubt([first], other, forgotten=False).startswith("The drive is not as")
+
+
+def test_no_version_is_given_up_for_what_has_no_room_without_them_either(tmp_path: Path) -> None:
+    fd = os.open(tmp_path, os.O_RDONLY)
+    status = os.fstatvfs(fd)
+    holds = status.f_blocks * status.f_frsize
+    for fstype, denser in (("ext4", 1), ("xfs", 1), ("btrfs", 4)):
+        tree = Mounted(tmp_path, fd, fstype, "The filesystem")
+        full = DriveFull("There is no room left in the container.")
+        for times, hopeless in ((0, False), (denser, False), (2 * denser, True)):
+            full.solid = times * holds
+            assert removal.is_hopeless(full.solid, tree) is hopeless
+            told = backup._too_small(full, tree).sentence
+            assert ("No version was given up for it" in told) is hopeless
+    os.close(fd)

@@ -77,6 +77,14 @@ def test_full_container_lets_the_oldest_version_go_but_none_that_is_to_stay(vm: 
     )
     with opened(vm) as container:
         assert {name: container.listing(name) for name in container.versions()} == files
+    # With no rule that holds them they could go, and it would not do.
+    vm.push(ENTRY, vm.pull(ENTRY).decode().replace("last = 3", "last = 0"), 0o600)
+    new_file(80)
+    since = now(vm)
+    vm.run(["cryptback", "run", "home"], check=False, timeout=120)
+    tells(vm, "No version was given up for it, as that is more than the container", since=since)
+    with opened(vm) as container:
+        assert {name: container.listing(name) for name in container.versions()} == files
     new_file(1)
     succeeds_next(vm)
 

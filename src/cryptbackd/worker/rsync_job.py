@@ -133,7 +133,7 @@ def arguments(job: Job, *, dry: bool, door: int) -> list[str]:
         argv += ["--delete", "--delete-excluded"]
     argv += [f"--link-dest={path}" for path in job.link_dest]
     if dry:
-        argv += ["--dry-run", f"--out-format={ITEM}%i %l"]
+        argv += ["--dry-run", f"--out-format={ITEM}%i %l %n"]
     else:
         # %C makes rsync log a file when it has all of it, just before it gets its name.
         argv += ["--info=progress2", "--stats", f"--out-format={ITEM}%i %C %n"]

@@ -15,6 +15,7 @@ import os
 import re
 import signal
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -88,6 +89,9 @@ def copy_named(job: Job, control: Control, total: int) -> Synced:
         synced = copy.copy(total)
     except DriveFull as exc:
         exc.missing = max(0, total - copy.synced.changed_bytes)
+        if not job.in_place:
+            solid = sum(_solid(job, name) for name in job.names or ())
+            exc.solid = max(0, solid - copy.synced.changed_bytes)
         raise
     control.check()
     return synced
@@ -104,7 +108,7 @@ def sync(job: Job, control: Control) -> Synced:
     remove_tree(temporary)
     temporary.mkdir(mode=0o700)
     control.phase(Phase.COMPARING)
-    total = _Rsync(job, control, dry=True).compare()
+    total, solid = _Rsync(job, control, dry=True).compare()
     control.phase(Phase.SYNCING)
     copy = _Rsync(job, control, dry=False)
     try:
@@ -112,6 +116,7 @@ def sync(job: Job, control: Control) -> Synced:
     except DriveFull as exc:
         remove_tree(temporary)
         exc.missing = max(0, total - copy.synced.changed_bytes)
+        exc.solid = max(0, solid - copy.synced.changed_bytes)
         raise
     control.check()
     remove_tree(temporary)
@@ -125,7 +130,7 @@ class _Rsync:
         self._job = job
         self._control = control
         self._dry = dry
-        self._total = 0
+        self._total = self._solid = 0
         self.synced = Synced()
         self._meter: Meter | None = None
         self._fatal: CryptbackError | None = None
@@ -133,10 +138,10 @@ class _Rsync:
         self._received = (b"", b"")
         self._last_words = ""
 
-    def compare(self) -> int:
-        """Bytes that a copy would transfer."""
+    def compare(self) -> tuple[int, int]:
+        """Bytes that a copy would transfer, and how many of them are no holes."""
         self._run()
-        return self._total
+        return self._total, self._solid
 
     def copy(self, total: int) -> Synced:
         """Copy; *total* bytes are expected."""
@@ -228,7 +233,9 @@ class _Rsync:
         if change[:1] not in b"><":
             return
         if self._dry:
-            self._total += rsync_words.length(rest)
+            size, _space, told = rest.partition(b" ")
+            self._total += rsync_words.length(size)
+            self._solid += _solid(self._job, rsync_words.name(told))
             return
         self._check_unchanged()
         self._received = rsync_words.copied(rest)
@@ -378,6 +385,15 @@ class _Rsync:
             raise DriveFailed(f"The copy was given up: {last}")
         how = death(status) if status < 0 else f"it ended with status {status}"
         raise ToolFailed(f"The copy by rsync failed: {how}. {self._last_words}".strip())
+
+
+def _solid(job: Job, path: bytes) -> int:
+    """Bytes of a file that is to be copied, without its holes."""
+    with suppress(OSError):  # gone meanwhile
+        source = os.lstat(os.path.join(os.fsencode(job.stage), path))
+        if stat.S_ISREG(source.st_mode):
+            return min(source.st_size, source.st_blocks * 512)
+    return 0
 
 
 def _alike(one: os.stat_result, other: os.stat_result) -> bool:

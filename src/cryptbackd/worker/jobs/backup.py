@@ -247,9 +247,10 @@ def back_up(
             }
             return Kept(record.write(directory, version, fields), synced)
 
-        def make_room() -> bool:
-            """Let versions go, if any may; whether another try is worth it."""
-            return (accept or not verdict) and removal.make_room(keeper, tree, entry.keep, control)
+        def make_room(full: DriveFull) -> bool:
+            """Let versions go, if any may and that can help; whether another try is worth it."""
+            may = (accept or not verdict) and not removal.is_hopeless(full.solid, tree)
+            return may and removal.make_room(keeper, tree, entry.keep, control)
 
         def again(why: str) -> None:
             """Begin anew, as a full comparison."""
@@ -277,7 +278,7 @@ def back_up(
 
 def _at_last(
     make_ready: Callable[[], Kept],
-    make_room: Callable[[], bool],
+    make_room: Callable[[DriveFull], bool],
     again: Callable[[str], None],
     tree: Mounted,
     chosen: Way,
@@ -288,7 +289,7 @@ def _at_last(
             with _full_is_told():
                 return make_ready()
         except DriveFull as full:
-            if not make_room():
+            if not make_room(full):
                 raise _too_small(full, tree) from full
             again("the container was full")
         except TooMuch:
@@ -403,6 +404,8 @@ def _too_small(full: DriveFull, tree: Mounted) -> DriveFull:
     """The end of a run for which no more room can be made."""
     missing = full.missing - tree.free()
     needed = f" About {size(missing)} more are needed." if missing > 0 else ""
+    if removal.is_hopeless(full.solid, tree):
+        needed += " No version was given up for it, as that is more than the container holds."
     return DriveFull(
         f"There is no room left in the container.{needed}",
         "The versions before are whole. Leave sources out, have [keep] hold fewer versions, or"

@@ -24,6 +24,10 @@ _REMOVED = ".removed-"
 _WORTH_A_TRY = (1 << 20, 100)
 """Bytes or inodes that must have become free before the copy is tried again."""
 
+_DENSER = {"btrfs": 4}
+"""How much shorter data may become where it is compressed: more than most does, as a version that
+could have stayed is the lesser harm than a run that could have succeeded."""
+
 
 def finish(keeper: Store, directory: Path, control: Control) -> None:
     """Remove what earlier runs left of versions that they let go.
@@ -81,6 +85,12 @@ def by_rules(keeper: Store, tree: Mounted, keep: Keep, control: Control) -> None
         except (DriveFailed, DriveFull, OSError) as exc:
             _warn(version.name, exc, control)
             return
+
+
+def is_hopeless(solid: int, tree: Mounted) -> bool:
+    """Whether so many bytes, without holes, can't have room even if nothing else were there."""
+    status = os.fstatvfs(tree.fd)
+    return solid > _DENSER.get(tree.fstype, 1) * status.f_blocks * status.f_frsize
 
 
 def make_room(keeper: Store, tree: Mounted, keep: Keep, control: Control) -> bool:
