@@ -147,6 +147,16 @@ def test_what_is_no_news(change: dict[str, Any]) -> None:
     [
         ({}, "home has not been backed up for 20 days", "The drive is plugged in."),
         ({"state": "absent"}, "home has not been backed up for 20 days", "Plug the drive in."),
+        (
+            {"state": "not-answering", "phase": "syncing"},
+            "home has not been backed up for 20 days",
+            "The drive does not answer.",
+        ),
+        (
+            {"state": "running", "phase": "browsing"},
+            "home has not been backed up for 20 days",
+            "It is open for browsing.",
+        ),
         ({"last_success": 0}, "home has never been backed up", "The drive is plugged in."),
         ({"last_success": NOW - DAY / 2}, "home has not been backed up for some hours", ""),
         ({"last_success": NOW + DAY}, "home has not been backed up for some hours", ""),

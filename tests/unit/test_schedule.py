@@ -122,6 +122,7 @@ class World:
 
     entry: config.Entry
     works: bool = True
+    busy: bool = False
     real: float = 0.0
     shift: float = START
     memory: Memory = attrs.field(factory=Memory)
@@ -143,7 +144,7 @@ class World:
             store,
             lambda _name, _entry: Again.WHEN_DUE,
             lambda _name, _entry: self.run(),
-            lambda _name: False,
+            lambda _name: self.busy,
             lambda _name, _days: self.reminders.append(self.real),
             self.now,
         )
@@ -291,3 +292,23 @@ def test_nothing_wakes_the_daemon_but_what_is_due() -> None:
     assert world.looks - before == 10
     quiet = World(entry())
     assert quiet.alarm.when is None
+
+
+def test_what_goes_on_for_long_is_no_reason_not_to_remind() -> None:
+    world = World(entry(remind=2 * DAY, repeat=30 * DAY))
+    world.wait(2 * DAY - HOUR)
+    world.busy = True  # it hangs, or is open for browsing
+    world.look()
+    world.wait(DAY - 1)
+    assert world.reminders == []
+    world.wait(2 * DAY + 2)
+    assert [round(told - world.reminders[0], 1) for told in world.reminders] == [0, DAY, 2 * DAY]
+    assert world.reminders[0] == pytest.approx(3 * DAY - HOUR, abs=1)
+    runs = len(world.runs)
+    world.wait(40 * DAY)
+    assert len(world.runs) == runs
+    world.set_clock(-60 * DAY)
+    assert world.timetable._busy_since["home"] <= world.now()
+    world.busy = False
+    world.look()
+    assert world.timetable._busy_since == {}

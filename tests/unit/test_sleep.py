@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
 
+from cryptbackd.daemon.schedule import DAY
 from cryptbackd.errors import Refused
 from cryptbackd.model import JobKind, Outcome, Phase
 from tests.unit.test_service import HANG, WAIT, Play, World, play, stick  # noqa: F401
@@ -217,5 +219,29 @@ def test_a_job_that_ends_in_the_next_sleep_is_taken_up_after_it(play: Play) -> N
         world.service.sleep.ends()
         await world.phase(Phase.SYNCING)
         assert len(list(world.service.supervisor.jobs())) == 1
+
+    play(scene)
+
+
+def test_whoever_is_reminded_is_so_of_what_hangs_for_a_day(
+    play: Play,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    async def scene(world: World) -> None:
+        when(tmp_path, 'remind = "1s"')
+        told: list[str] = []
+        world.service.remind = lambda name, _days: told.append(name)
+        world.script = WAIT
+        ahead = [0.0]
+        world.service.timetable.clock = lambda: time.time() + ahead[0]
+        world.service.arrived(stick())
+        await world.phase(Phase.SYNCING)
+        await asyncio.sleep(1.2)
+        for ahead[0], times in ((0.0, 0), (DAY - 10.0, 0), (DAY, 1), (DAY + 10.0, 1)):
+            world.service.timetable.soon()
+            await asyncio.sleep(0.05)
+            assert told == ["home"] * times
+        await world.service.supervisor.stop_all()
+        world.service.timetable.close()
 
     play(scene)

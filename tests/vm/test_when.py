@@ -125,6 +125,18 @@ def test_backup_ends_the_reminders(enrolled: Machine) -> None:
     assert len(reminders(enrolled)) == 1
 
 
+def test_a_drive_that_is_left_open_is_reminded_of(enrolled: Machine) -> None:
+    enrolled.stick("main").plug()
+    ended(enrolled)
+    when(enrolled, 'remind = "14d"')
+    enrolled.run(["cryptback", "browse", "home"], timeout=PATIENCE)
+    enrolled.set_clock(last_success(enrolled) + 14 * DAY + 60)
+    enrolled.wait_journal("^home has not been backed up for 14 days", unit=UNIT)
+    assert drive(enrolled)["phase"] == "browsing"
+    enrolled.run(["cryptback", "close", "home"])
+    assert len(reminders(enrolled)) == 1
+
+
 def test_what_is_not_due_wakes_nobody(
     enrolled: Machine, record_property: Callable[[str, object], None]
 ) -> None:

@@ -137,7 +137,8 @@ def missed(drive: Values, now: float, shown: float) -> bool:
 
 def overdue(drive: Values, now: float) -> Notice | None:
     """The daemon's reminder that the last backup is too old."""
-    if drive["state"] not in ("absent", "idle"):
+    hangs, is_open = drive["state"] == "not-answering", drive.get("phase") == "browsing"
+    if drive["state"] not in ("absent", "idle") and not hangs and not is_open:
         return None
     name, last = str(drive["name"]), float(drive.get("last_success") or 0)
     summary = f"{name} has never been backed up"
@@ -147,4 +148,8 @@ def overdue(drive: Values, now: float) -> Notice | None:
         summary = f"{name} has not been backed up for {long}"
     if drive["state"] == "idle":
         return Notice(name, summary, "The drive is plugged in.", actions=(RUN, EJECT, LATER))
+    if hangs:
+        return Notice(name, summary, "The drive does not answer.", actions=(EJECT, LATER))
+    if is_open:
+        return Notice(name, summary, "It is open for browsing.", actions=(EJECT, LATER))
     return Notice(name, summary, "Plug the drive in.", actions=(LATER,))

@@ -312,6 +312,7 @@ class Service:
     def _job_changed(self, job: Job) -> None:
         if job.phase is Phase.STARTING:
             self.work_changed()
+            self.timetable.soon()
         if job.recorded:
             self.drive_changed(job.name)
 

@@ -19,7 +19,11 @@ from .alarm import Alarm
 from .entries import EntryStore
 from .history import History
 from .policy import Again
-from .schedule import Moment
+from .schedule import DAY, Moment
+
+_PATIENCE = DAY
+"""Seconds that something may go on with a drive before its owner is reminded all the same: a backup
+that goes well is over by then, and what hangs, or is left open, keeps all others waiting."""
 
 
 @attrs.define
@@ -40,6 +44,7 @@ class Timetable:
     clock: Callable[[], float] = time.time
     _alarm: Alarm = attrs.field(init=False)
     _handle: asyncio.Handle | None = None
+    _busy_since: dict[str, float] = attrs.field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
         self._alarm = Alarm(self.soon)
@@ -71,13 +76,21 @@ class Timetable:
         now = self.clock()
         coming = []
         for name, entry in sorted(self.store.now().good.items()):
-            if self.busy(name):
-                continue  # its end is a change
-            if entry.when.repeat is not None:
+            patient = self._patient(name, now)
+            # The end of what goes on is a change.
+            if entry.when.repeat is not None and not patient:
                 coming.append(self._repeat(name, entry, entry.when.repeat, now))
             if entry.when.remind is not None:
-                coming.append(self._remind(name, entry.when.remind, now))
+                coming.append(self._remind(name, entry.when.remind, now, patient))
         self._alarm.set(min((when for when in coming if when is not None), default=None))
+
+    def _patient(self, name: str, now: float) -> float:
+        """Until when nobody is reminded of *name*, as something goes on with it; else 0."""
+        if not self.busy(name):
+            self._busy_since.pop(name, None)
+            return 0.0
+        since = self._busy_since[name] = min(now, self._busy_since.get(name, now))
+        return since + _PATIENCE
 
     def _repeat(self, name: str, entry: Entry, repeat: int, now: float) -> float | None:
         """Run *name* again, if that is due; when it will be due otherwise."""
@@ -91,8 +104,8 @@ class Timetable:
         self.run(name, entry)
         return None
 
-    def _remind(self, name: str, remind: int, now: float) -> float:
-        """Remind of *name*, if that is due; when it will be due next."""
+    def _remind(self, name: str, remind: int, now: float, patient: float) -> float:
+        """Remind of *name*, if that is due, and not before *patient*; when it will be due next."""
         success = self.history.last_success(name)
         if success:
             since = self._moment(name, "success", success, now)
@@ -101,7 +114,7 @@ class Timetable:
             since = self._moment(name, "known", known.said if known else now, now)
         before = self.history.moment(name, "reminded")
         told = self._moment(name, "reminded", before.said, now) if before else 0.0
-        due = schedule.reminder(since, told, remind)
+        due = max(schedule.reminder(since, told, remind), patient)
         if due > now:
             return due
         self.history.keep_moment(name, "reminded", Moment(now, now))
