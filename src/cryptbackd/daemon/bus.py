@@ -115,8 +115,6 @@ class Bus:
                 " service until it is there again.",
                 journal.Priority.WARNING,
             )
-            # Nor would logind be heard, which tells when the computer is back.
-            self.service.sleep.ends()
             self.come_back()
 
     def _let_go(self, bus: MessageBus) -> None:
