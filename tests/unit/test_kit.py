@@ -100,6 +100,8 @@ def test_whatever_a_name_is_it_is_text_and_one_word(text: str, detached: bool, k
 def test_several_files_are_joined_as_the_readme_tells() -> None:
     told = "\n".join(by_hand.commands(by_hand.OPEN_PARTS))
     assert told.startswith(commands(page(facts()), "join"))
+    told = "\n".join(by_hand.commands(by_hand.CLOSE_PARTS))
+    assert told == commands(page(facts()), "close-joined")
     assert 'id="join"' not in page(facts(container=""))
 
 

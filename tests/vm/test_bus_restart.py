@@ -17,10 +17,11 @@ def test_a_run_goes_on_without_a_bus_and_the_next_one_is_told(enrolled: Machine)
     here = now(vm)
     vm.expect_journal("^(?!cryptback)")  # whoever else was on that bus
     vm.run(["systemctl", "kill", "--signal=SIGKILL", "dbus.service"])
+    vm.run(["systemctl", "restart", "systemd-logind"])  # which doesn't come back by itself
     vm.wait_journal("The connection to the system bus is lost", since=here, timeout=30)
     vm.wait_journal("The system bus is there again", since=here, timeout=60)
     session.registered(vm, since=here)
-    vm.run(HELD, timeout=30)
+    vm.run(HELD, timeout=60)
     assert drive(vm)["phase"] == "syncing"
     go_on(vm)
     assert ended(vm, since=here)["CRYPTBACK_OUTCOME"] in ("done", "warnings")

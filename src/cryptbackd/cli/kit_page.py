@@ -191,8 +191,8 @@ def _by_hand(facts: Facts) -> list[str]:
     ]
     if facts.container:
         lines += [
-            "<p>With several files, in the place of the third line: <code>dmsetup remove"
-            " backup-parts</code> and <code>losetup --detach-all</code>.</p>",
+            "<p>Or, with several files:</p>",
+            *_commands("close-joined", _close_joined(facts)),
         ]
     return lines
 
@@ -253,6 +253,20 @@ def _close(facts: Facts) -> list[str]:
     if facts.container:
         lines += ['losetup --detach "$loop"', "umount /media/drive"]
     return lines
+
+
+def _close_joined(facts: Facts) -> list[str]:
+    file = shlex.quote(f"/media/drive/{facts.container}")
+    return [
+        "umount /mnt",
+        "cryptsetup close backup",
+        "dmsetup remove backup-parts",
+        f"for part in {file} {file}.[0-9][0-9][0-9]; do",
+        '    [ -e "$part" ] || continue',
+        '    losetup --detach "$(losetup --noheadings --output NAME --associated "$part")"',
+        "done",
+        "umount /media/drive",
+    ]
 
 
 def _commands(what: str, lines: list[str]) -> list[str]:
