@@ -288,6 +288,24 @@ def test_errors_of_a_drive_that_was_pulled_are_told_as_the_pull(play: Play) -> N
     play(scene)
 
 
+def test_what_was_plugged_in_anew_is_not_said_to_be_free(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.script = [["phase", "proving"]]
+        world.service.arrived(stick())
+        await world.phase(Phase.PROVING)
+        (job,) = world.service.supervisor.running()
+        while job.finished is None:
+            await asyncio.sleep(0.01)
+        world.service.left("/dev/sdx")
+        world.script = WAIT
+        world.service.arrived(stick(diskseq=8))
+        result = await world.result()
+        assert (result.outcome, result.safe) == (Outcome.DONE, False)
+        assert "may unplug" not in world.said.texts()
+
+    play(scene)
+
+
 def test_a_drive_that_powers_itself_off_was_not_pulled(play: Play) -> None:
     async def scene(world: World) -> None:
         world.script = [["phase", "powering-off"], ["sleep", 0.3]]

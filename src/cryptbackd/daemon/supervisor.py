@@ -178,6 +178,9 @@ class Supervisor:
         finally:
             looking.cancel()
             job.close_enrolment()
+        if result.safe and not result.powered_off and not self.present(job.device):
+            # Plugged in anew, it would be of the next run's drive that it may be unplugged.
+            result = attrs.evolve(result, safe=False)
         job.seconds = clock() - started
         if job.recorded:
             self._record_end(job, result)
